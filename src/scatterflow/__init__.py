@@ -1,0 +1,1 @@
+"""scatterflow: from a detector frame to trusted sample parameters."""
