@@ -29,7 +29,16 @@ class ConfigError(ScatterflowError):
 
 
 class FrameError(ScatterflowError):
-    """A detector frame, its mask or its instrument cannot be used."""
+    """A detector frame, its mask or its instrument cannot be used.
+
+    `status` is what the inference reports for the frame: "unreadable", "masked-out" or "wrong-instrument".
+    """
+
+    def __init__(
+        self, what: str, must: str = "", got: object = None, remedy: str = "", *, status: str = "unreadable"
+    ) -> None:
+        super().__init__(what, must, got, remedy)
+        self.status = status
 
 
 class StoreError(ScatterflowError):

@@ -1,0 +1,71 @@
+#!/bin/sh
+# `make install`: .venv with everything in it. Needs python3 >= 3.11 and the package index; no root, nothing activated.
+# Safe to repeat, to interrupt and to start twice at once. PYTHON=/path/to/python3.12 chooses the interpreter.
+set -eu
+cd "$(dirname "$0")/.."
+venv=.venv
+stamp=$venv/.installed
+torch=$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' envs/requirements.in)
+started=$(date +%s)
+
+say() { printf '[%3d s] %s\n' "$(($(date +%s) - started))" "$*"; }
+stop() { printf 'make install: %s\n' "$*" >&2; exit 2; }
+
+# The wheels in the lock exist for 3.11 to 3.13; a newer python3 has to compile some of them.
+at_least_311() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
+has_wheels() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1; }
+python=
+if [ -n "${PYTHON:-}" ]; then
+  at_least_311 "$PYTHON" || stop "PYTHON=$PYTHON is not a Python >= 3.11 that runs; name another one"
+  python=$PYTHON
+else
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if has_wheels "$candidate"; then python=$candidate; break; fi
+  done
+  if [ -z "$python" ] && at_least_311 python3; then python=python3; fi
+fi
+found=$(command -v python3 >/dev/null && python3 -V 2>&1 || echo missing)
+[ -n "$python" ] || stop "python3 is $found but must be Python >= 3.11;" \
+  "install one (Debian: apt install python3 python3-venv) or name it: make install PYTHON=/path/to/python3.12"
+"$python" -c 'import ensurepip, venv' >/dev/null 2>&1 ||
+  stop "$python has no venv module; install it (Debian: apt install python3-venv) and run make install again"
+
+mkdir -p "$venv"
+if command -v flock >/dev/null 2>&1; then
+  exec 9>"$venv/.lock"
+  flock -n 9 || { say "another install is at work in this folder, waiting for it"; flock 9; }
+fi
+
+say "1/4 virtual environment with $("$python" -V) (about 1 min left, more where torch is a CUDA build)"
+if [ "$(cat "$stamp" 2>/dev/null)" != "$PWD" ] || ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+  # --clear empties a half-made environment, or one that was copied along with its folder and points elsewhere.
+  "$python" -m venv --clear "$venv"
+fi
+rm -f "$stamp"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
+quiet=
+[ -t 1 ] || quiet=--quiet
+
+# torch by version, from whatever index pip is configured for: its builds differ in hash from index to index.
+say "2/4 $torch: 0.2 GB as a CPU build, 3 GB and more as a CUDA build (about 50 s left with the former)"
+pip install $quiet --no-deps "$torch"
+
+count=$(grep -c '^[a-zA-Z0-9]' envs/requirements.lock)
+say "3/4 $count packages of envs/requirements.lock, checked by hash (about 20 s left)"
+uv_only=$venv/uv.lock
+awk '/^[a-zA-Z0-9]/ { wanted = /^uv==/ } wanted' envs/requirements.lock >"$uv_only"
+pip install $quiet --no-deps --require-hashes -r "$uv_only"
+# uv does not read pip's configuration: tell it the index; what else it needs and cannot find, pip does in its place.
+index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(pip config get global.index-url 2>/dev/null || :)}}
+[ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
+"$venv/bin/uv" pip install $quiet --python "$venv/bin/python" --no-deps --require-hashes -r envs/requirements.lock || {
+  say "uv could not install them; pip does it (about 1 min left)"
+  pip install $quiet --no-deps --require-hashes -r envs/requirements.lock
+}
+# Nothing left to do for a CPU build; a CUDA build brings its own libraries.
+pip install $quiet "$torch"
+
+say "4/4 scatterflow itself (seconds left)"
+pip install $quiet --no-deps --no-build-isolation --editable .
+printf '%s\n' "$PWD" >"$stamp"
+say "installed in $venv"

@@ -1,0 +1,5 @@
+"""Approximate Bayesian computation on stored simulations: what a trained posterior has to beat."""
+
+from scatterflow.baselines.abc import AbcLibrary, AbcPosterior, fit
+
+__all__ = ["AbcLibrary", "AbcPosterior", "fit"]

@@ -1,0 +1,84 @@
+"""Commands that run a stage or check its store."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from scatterflow.cli.output import complain, result
+from scatterflow.config.loading import load_run, parse_yaml
+from scatterflow.config.study import RunConfig
+from scatterflow.errors import ConfigError, StoreError
+from scatterflow.progress import duration, track
+from scatterflow.study import Study, study_of
+
+
+def load(config: Path, study: str | None, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
+    """The run of a configuration with its overrides, and the names of the chosen studies."""
+    run = load_run(config)
+    if study is not None and study not in run.studies:
+        raise ConfigError("--study", f"must be one of {sorted(run.studies)}", repr(study))
+    chosen = [study] if study is not None else list(run.studies)
+    values = {path: value for text in overrides for path, value in _override(text, chosen).items()}
+    return (load_run(config, values) if values else run), chosen
+
+
+def _override(text: str, studies: Sequence[str]) -> dict[str, object]:
+    """`key=value` by full dotted path: a key that is none of the run's own belongs to each study."""
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not (equals and key):
+        raise ConfigError("--set", "must be KEY=VALUE", repr(text), "e.g. --set simulate.simulations=8000")
+    content = parse_yaml(value, f"value of --set {key}")
+    if key.split(".")[0] in RunConfig.model_fields:
+        return {key: content}
+    return {f"studies.{study}.{key}": content for study in studies}
+
+
+def run_stage(
+    name: str, config: Path, study: str | None, results: Path, overrides: Sequence[str], as_json: bool
+) -> None:
+    """Run stage `name` of the chosen studies, as the workflow's rule does; the report covers the whole run."""
+    run, chosen = load(config, study, overrides)
+    folder = results / run.run
+    stage = importlib.import_module(f"scatterflow.stages.{name}")
+    began = time.monotonic()
+    if name == "report":
+        if study is not None:
+            raise ConfigError("--study", "is not an option of report", repr(study), "the report covers all studies")
+        products = [stage.run(run, folder)]
+    else:
+        products = [path for each in chosen for path in _products(stage, study_of(run, each), folder / each)]
+    paths = [str(path) for path in products]
+    seconds = round(time.monotonic() - began, 3)
+    result({"command": name, "run": run.run, "products": paths, "seconds": seconds}, paths, as_json)
+
+
+def _products(stage: ModuleType, study: Study, folder: Path) -> Iterator[Path]:
+    """Run a stage of one study; training makes one product per model."""
+    if stage.__name__.endswith(".train"):
+        for model in study.config.models:
+            yield stage.run(study, model, folder)
+    else:
+        yield stage.run(study, folder)
+
+
+def verify_store(store: Path, as_json: bool) -> int:
+    """Check every shard of a store; returns the exit status."""
+    from scatterflow.verify import verify
+
+    began = time.monotonic()
+    report = verify(store, track)
+    took = duration(time.monotonic() - began)
+    lines = [f"simulations {each.shard.start} to {each.shard.stop - 1}: {each.reason}" for each in report.damaged]
+    if report.ok:
+        lines = [f"{report.store}: {report.simulations} simulations in {report.shards} shards, all whole ({took})"]
+        lines.append(f"checksum {report.checksum}")
+    result(report.as_json(), lines, as_json)
+    if not report.ok:
+        got = f"{len(report.damaged)} damaged shards of {report.shards}"
+        complain(StoreError(f"store {report.store}", "must be whole", got, "run `scatterflow simulate` to mend it"))
+    return 0 if report.ok else 2

@@ -1,0 +1,1 @@
+"""Configuration: frozen models, one file per section, validated once at the top (see `loading`)."""

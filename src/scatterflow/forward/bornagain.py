@@ -1,0 +1,174 @@
+"""Expected counts of rough multilayers by BornAgain 25 (the reference engine)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scatterflow import instrument as geometry
+from scatterflow.config.instrument import InstrumentConfig, View
+from scatterflow.config.sample import SampleConfig
+from scatterflow.errors import ConfigError, SimulationError
+
+Array = NDArray[np.float64]
+_MARGIN_SIGMAS = 4.0  # the convolution pads with zeros: rows and columns this many sigma around a view are computed too
+_GREY = (0.5, 0.5, 0.5)  # BornAgain wants a display colour per material
+LAYER_PARAMETERS = ("delta", "beta", "thickness_nm", "roughness_nm", "hurst", "correlation_length_nm")
+
+
+def check(instrument: InstrumentConfig) -> None:
+    """Raise ConfigError if BornAgain cannot compute this instrument."""
+    if instrument.geometry != "bornagain":
+        raise ConfigError(
+            "instrument.geometry",
+            "must be bornagain for engine bornagain, which knows no flat detector",
+            instrument.geometry,
+            "set geometry: bornagain",
+        )
+
+
+def expected_counts(
+    sample: SampleConfig, instrument: InstrumentConfig, theta: Array, view_names: tuple[str, ...]
+) -> dict[str, NDArray[np.float32]]:
+    """Noise-free expected counts of each view, (simulation, z, y), for parameters `theta` (simulation, parameter).
+
+    `theta` holds the six parameters of each free layer from the top. Pixels at or below the horizon hold the background:
+    a real wafer absorbs what BornAgain transmits there. Raises SimulationError naming row and parameter.
+    """
+    check(instrument)
+    check_theta(sample, theta)
+    result = {}
+    for name in view_names:
+        view = geometry.view(instrument, name)
+        result[name] = np.stack([_view_counts(sample, instrument, row, view) for row in theta]).astype(np.float32)
+        finite = np.isfinite(result[name]).all(axis=(1, 2))
+        if not finite.all():
+            raise SimulationError(f"view {name} of row {int(np.argmin(finite))}", "must be finite", "NaN or infinity")
+    return result
+
+
+def check_theta(sample: SampleConfig, theta: Array) -> None:
+    """Raise SimulationError, naming row and parameter, if a parameter is unphysical."""
+    width = len(LAYER_PARAMETERS)
+    if theta.ndim != 2 or theta.shape[1] != width * len(sample.layers):
+        raise SimulationError("parameters", f"must have shape (n, {width * len(sample.layers)})", theta.shape)
+    layers = theta.reshape(len(theta), len(sample.layers), width)
+    limits = {"delta": (0, 0.1), "beta": (-1e-300, 0.1), "thickness_nm": (0, np.inf), "roughness_nm": (-1e-300, np.inf)}
+    limits |= {"hurst": (0, 1), "correlation_length_nm": (0, np.inf)}
+    for index, name in enumerate(LAYER_PARAMETERS):
+        low, high = limits[name]
+        bad = ~((layers[..., index] > low) & (layers[..., index] < high))
+        if bad.any():
+            row, layer = (int(i) for i in np.argwhere(bad)[0])
+            raise SimulationError(
+                f"row {row}: layer{layer + 1:02d}_{sample.layers[layer]}.{name}",
+                f"must lie between {max(low, 0):g} and {high:g}",
+                float(layers[row, layer, index]),
+            )
+
+
+def _view_counts(sample: SampleConfig, instrument: InstrumentConfig, theta: Array, view: View) -> Array:
+    """Expected counts (z, y) of one sample in one view."""
+    bins = geometry.axes(view)
+    samples_z, sampling_y = view.sampling
+    columns = _column_edges(view, instrument)
+    counts = []
+    for start, stop, number in geometry.row_ranges(view):
+        rows = np.linspace(start, stop, number * samples_z + 1)
+        fine = _above_horizon(sample, instrument, theta, rows, columns)
+        if sampling_y == "gauss3":
+            # the three bins are narrower than the view: weigh their densities, not their counts
+            density = fine * geometry.GAUSS3_WEIGHTS / (columns[1] - columns[0])
+            fine = density.sum(axis=1, keepdims=True) * (view.columns[1] - view.columns[0]) / 2
+        else:
+            fine = fine.reshape(len(fine), view.bins[1], sampling_y).sum(axis=2)
+        counts.append(fine.reshape(number, samples_z, -1).sum(axis=1))
+    return np.asarray(np.concatenate(counts) + instrument.background * bins.pixels)
+
+
+def _column_edges(view: View, instrument: InstrumentConfig) -> Array:
+    """Edges (pixel coordinates) of the columns at which the view is sampled."""
+    start, stop = (float(column) for column in view.columns)
+    if view.sampling[1] != "gauss3":
+        return np.linspace(start, stop, view.bins[1] * view.sampling[1] + 1)
+    _, beam = geometry.foot_px(instrument)
+    if np.isclose(start + stop, 2 * beam):
+        start = beam  # symmetric around the beam: one half is enough, and 64 times more precise
+    step = geometry.GAUSS3_STEP * (stop - start) / 2
+    if instrument.resolution_mm / instrument.pixel_mm * _MARGIN_SIGMAS > step / 2:
+        raise ConfigError(
+            "sampling gauss3", "needs a view wide against the resolution", f"{stop - start:g} columns", "use an integer"
+        )
+    return (start + stop) / 2 + step * np.array([-1.5, -0.5, 0.5, 1.5])
+
+
+def _above_horizon(
+    sample: SampleConfig, instrument: InstrumentConfig, theta: Array, rows: Array, columns: Array
+) -> Array:
+    """Scattered counts on a grid of pixel edges, blurred by the resolution; 0 at and below the horizon."""
+    scattered = np.zeros((len(rows) - 1, len(columns) - 1))
+    above = (rows[:-1] + rows[1:]) / 2 > geometry.horizon_px(instrument)
+    if not above.any():
+        return scattered
+    first = int(np.argmax(above))
+    sigma = instrument.resolution_mm / instrument.pixel_mm
+    margin_z = int(np.ceil(_MARGIN_SIGMAS * sigma / (rows[1] - rows[0]))) if sigma else 0
+    margin_y = int(np.ceil(_MARGIN_SIGMAS * sigma / (columns[1] - columns[0]))) if sigma else 0
+    field = _run(sample, instrument, theta, _extend(rows[first:], margin_z), _extend(columns, margin_y))
+    inner = field[margin_z : len(field) - margin_z, margin_y : field.shape[1] - margin_y]
+    scattered[first:] = inner
+    return scattered
+
+
+def _extend(edges: Array, margin: int) -> Array:
+    """Uniform edges with `margin` more bins on both sides."""
+    step = edges[1] - edges[0]
+    outside = step * np.arange(1, margin + 1)
+    return np.concatenate([edges[0] - outside[::-1], edges, edges[-1] + outside])
+
+
+def _run(sample: SampleConfig, instrument: InstrumentConfig, theta: Array, rows: Array, columns: Array) -> Array:
+    """One BornAgain simulation on uniform pixel edges, (z, y)."""
+    import bornagain as ba
+
+    v, _ = geometry.tangents(instrument, rows[[0, -1]], columns[[0, 0]])
+    _, u = geometry.tangents(instrument, rows[[0, 0]], columns[[0, -1]])
+    # BornAgain 25 calls these bounds angles and takes them as tangents
+    detector = ba.SphericalDetector(len(columns) - 1, float(u[0]), float(u[1]), len(rows) - 1, float(v[0]), float(v[1]))
+    if instrument.resolution_mm > 0:
+        sigma = instrument.resolution_mm / instrument.distance_mm
+        detector.setResolutionFunction(ba.ResolutionFunction2DGaussian(sigma, sigma))
+    beam = ba.Beam(instrument.beam_intensity, instrument.wavelength_nm, float(np.radians(instrument.incidence_deg)))
+    simulation = ba.ScatteringSimulation(beam, _sample(ba, sample, theta), detector)
+    simulation.options().setNumberOfThreads(1)
+    simulation.options().setUseAvgMaterials(False)
+    return np.asarray(simulation.simulate().intensities())
+
+
+def _layers(sample: SampleConfig, theta: Array) -> Iterator[tuple[float, ...]]:
+    """(delta, beta, thickness, roughness, Hurst exponent, correlation length) of each layer below the vacuum."""
+    for values in theta.reshape(len(sample.layers), len(LAYER_PARAMETERS)):
+        yield tuple(float(value) for value in values)
+    for layer in (*sample.fixed, sample.substrate):
+        yield tuple(float(getattr(layer, name)) for name in LAYER_PARAMETERS)
+
+
+def _sample(ba: Any, sample: SampleConfig, theta: Array) -> Any:
+    """The BornAgain sample of one row of parameters."""
+    stack = ba.Sample()
+    stack.addLayer(ba.Layer(ba.Vacuum()))
+    transient = {"tanh": ba.TanhTransient, "erf": ba.ErfTransient}[sample.transient]()
+    for delta, beta, thickness, sigma, hurst, length in _layers(sample, theta):
+        spectrum = ba.SelfAffineFractalModel(sigma, hurst, length, sample.max_spatial_frequency_per_nm)
+        if sample.cross_correlation_length_nm is None:
+            roughness = ba.Roughness(spectrum, transient)
+        else:
+            cross = ba.CommonDepthCrosscorrelation(sample.cross_correlation_length_nm)
+            roughness = ba.Roughness(spectrum, transient, cross)
+        material = ba.RefractiveMaterial("layer", _GREY, delta, beta)
+        args = (material, thickness, roughness) if thickness > 0 else (material, roughness)
+        stack.addLayer(ba.Layer(*args))
+    return stack

@@ -1,0 +1,154 @@
+"""What determines a product: identity hashes, source hashes, versions."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import subprocess
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scatterflow.config.study import RunConfig
+
+PACKAGE = "scatterflow"
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of a plain JSON value; independent of the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (hex) of a file's bytes."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _strip_docstrings(tree: ast.AST) -> ast.AST:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def _source_files(module: str) -> list[Path]:
+    """Files of a module, or of all modules of a package, found without importing them."""
+    root = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    if root.is_dir():
+        return sorted(root.rglob("*.py"))
+    return [root.with_suffix(".py")]
+
+
+@lru_cache
+def source_hash(*modules: str) -> str:
+    """Hash of the code of modules ("scatterflow.observe") and packages: comments, docstrings and layout do not count."""
+    parts = []
+    for module in sorted(set(modules)):
+        for path in _source_files(module):
+            tree = _strip_docstrings(ast.parse(path.read_text(encoding="utf-8")))
+            parts.append([str(path.relative_to(Path(__file__).parent)), ast.dump(tree)])
+    return digest(parts)
+
+
+def versions(
+    packages: Iterable[str] = ("numpy", "torch", "bornagain", "xarray", "zarr", "nflows", "sbi"),
+) -> dict[str, str]:
+    """Versions of Python, of scatterflow and of `packages`, read from their metadata (nothing is imported)."""
+    found = {"python": platform.python_version()}
+    for name in (PACKAGE, *packages):
+        if importlib.util.find_spec(name) is not None:
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def git_commit(folder: Path | None = None) -> str:
+    """Commit of the working tree with "-dirty" where it was changed; "unknown" outside a repository."""
+    where = folder or Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=where,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return commit.stdout.strip() if commit.returncode == 0 else "unknown"
+
+
+# the code whose change re-runs a stage, beside that of the stages before it
+_STAGE_MODULES = {
+    "preprocess": ("scatterflow.stages.preprocess",),
+    "train": (
+        "scatterflow.stages.train",
+        "scatterflow.models",
+        "scatterflow.training",
+        "scatterflow.data",
+        "scatterflow.verdict",
+    ),
+    "baseline": (
+        "scatterflow.stages.baseline",
+        "scatterflow.stages.posteriors",
+        "scatterflow.baselines",
+        "scatterflow.exports",
+    ),
+    "infer": (
+        "scatterflow.stages.infer",
+        "scatterflow.stages.posteriors",
+        "scatterflow.inference",
+        "scatterflow.frames",
+        "scatterflow.framefiles",
+        "scatterflow.framehdf5",
+        "scatterflow.exports",
+    ),
+    "evaluate": ("scatterflow.stages.evaluate", "scatterflow.diagnostics"),
+    "report": ("scatterflow.stages.report", "scatterflow.report"),
+}
+
+
+def stage_params(run: RunConfig, study_name: str | None, stage: str, model: str | None = None) -> dict[str, Any]:
+    """What a stage depends on beside its inputs, as plain JSON: the options it reads and the hash of its code.
+
+    A change in any of it re-runs the stage; number of workers, device and layout of files stay out.
+    """
+    from scatterflow.study import study_of  # studies need this module
+
+    if stage == "report":
+        return {"run": run.run, "source": source_hash(*_STAGE_MODULES[stage])}
+    assert study_name is not None
+    study = study_of(run, study_name)
+    config = study.config
+    rows = {name: getattr(config.simulate, name) for name in ("simulations", "held_back", "validation")}
+    if stage == "simulate":
+        return {"identity": study.simulation_identity(), **rows}
+    params: dict[str, Any] = {"source": source_hash(*_STAGE_MODULES[stage]), "seed": run.seed}
+    if stage == "preprocess":
+        return params | {"identity": study.features_identity(), **rows}
+    if stage == "train":
+        assert model is not None
+        return params | {
+            "model": config.models[model].model_dump(mode="json"),
+            "inference": config.inference.model_dump(mode="json", exclude={"frames", "samples"}),
+        }
+    if stage == "infer":
+        return params | {
+            "inference": config.inference.model_dump(mode="json"),
+            "expert": config.sample.model_dump(mode="json")["expert"],
+        }
+    section = {"baseline": config.baselines, "evaluate": config.evaluation}[stage]
+    params |= {stage: section.model_dump(mode="json")}
+    return params | ({"samples": config.inference.samples} if stage == "baseline" else {})

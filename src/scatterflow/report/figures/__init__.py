@@ -1,0 +1,1 @@
+"""Figures of the report: each function returns a matplotlib Figure and touches nothing else."""

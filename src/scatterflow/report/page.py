@@ -1,0 +1,158 @@
+"""One self-contained page per run: no script, no request, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import jinja2
+import yaml
+
+from scatterflow import provenance
+from scatterflow.config.study import RunConfig
+from scatterflow.report import observation, quality, realframes
+from scatterflow.report.gallery import Gallery, Section
+from scatterflow.report.headline import best_model, label, study_verdict
+from scatterflow.report.metrics import Verdict
+from scatterflow.report.numbers import NONE, percent, plus_minus, seconds
+from scatterflow.report.products import Products
+from scatterflow.report.tables import Table
+
+_EXAMPLES = 2  # held-back examples shown; the first is open
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number of the headline with what it means."""
+
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class StudyPage:
+    """Everything the page shows of one study."""
+
+    name: str
+    kind: str
+    verdict: Verdict | None
+    tiles: list[Tile]
+    sections: list[Section]
+    products: Products
+
+
+def study_page(products: Products, gallery: Gallery) -> StudyPage:
+    """Draw all figures of a study and compose its sections."""
+    examples = products.arrays["example"].sizes.get("example", 1) if "example" in products.arrays else 1
+    sections = [quality.comparison(products, gallery)]
+    for index in range(min(examples, _EXAMPLES)):
+        sections.append(
+            observation.observation(
+                products, "example", index, f"example-{index}", f"A held-back simulation, number {index + 1}",
+                f"held-back example {index + 1}", gallery,
+            )
+        )  # fmt: skip
+    sections.append(
+        observation.observation(
+            products,
+            "experiment",
+            0,
+            "experiment",
+            "The experiment: the expert's sample",
+            "the expert's sample",
+            gallery,
+        )
+    )
+    sections += [
+        realframes.section(products, gallery),
+        quality.calibrated(products, gallery),
+        quality.rebuilt(products, gallery),
+        quality.training(products, gallery),
+        quality.costs(products, gallery),
+    ]
+    study = products.study
+    return StudyPage(study.name, study.kind, study_verdict(products.metrics), _tiles(products), sections, products)
+
+
+def _tiles(products: Products) -> list[Tile]:
+    metrics = products.metrics
+    best = best_model(metrics)
+    tiles = []
+    if best is not None:
+        estimator = metrics.estimators[best]
+        gain = estimator.information_gain
+        if gain and gain.mean is not None:
+            tiles.append(Tile(f"{plus_minus(gain.mean, gain.se)} nats", f"information gain, {label(metrics, best)}"))
+        at = estimator.coverage.at(0.9) if estimator.coverage else None
+        if at:
+            tiles.append(
+                Tile(percent(at[0]), f"of truths in 90 % regions (expected {percent(at[1])} to {percent(at[2])})")
+            )
+        if estimator.seconds_per_observation is not None:
+            tiles.append(Tile(seconds(estimator.seconds_per_observation), "per observation, once trained"))
+    alarm = metrics.out_of_range.false_alarm if metrics.out_of_range else None
+    if alarm and alarm.rate is not None:
+        count = f" of {alarm.n:,}" if alarm.n else ""
+        tiles.append(Tile(percent(alarm.rate), f"false alarms{count} in-range simulations"))
+    return tiles
+
+
+def provenance_table(run: RunConfig, pages: Sequence[StudyPage], config_sha256: str, commit: str) -> Table:
+    """Seeds, hashes, versions: what determines this run."""
+    rows = [
+        ["run", run.run],
+        ["seed", str(run.seed)],
+        ["code (commit)", commit],
+        ["configuration (sha256)", config_sha256],
+    ]
+    versions: dict[str, str] = dict(provenance.versions())
+    for page in pages:
+        versions |= {str(k): str(v) for k, v in page.products.manifest.get("versions", {}).items()}
+    rows += [[f"version of {name}", version] for name, version in sorted(versions.items())]
+    for page in pages:
+        manifest, study = page.products.manifest, page.products.study
+        rows.append(
+            [f"{page.name}: identity of the simulations", str(manifest.get("identity", study.simulation_identity()))]
+        )
+        if "checksum" in manifest:
+            rows.append([f"{page.name}: checksum of the store", str(manifest["checksum"])])
+        for name, value in page.products.metrics.identity.items():
+            rows.append([f"{page.name}: {name}", str(value)])
+    return Table("Seed, hashes, identities, versions", ["what", "value"], rows)
+
+
+def sources(run: RunConfig) -> list[str]:
+    """Where data and comparisons come from."""
+    found = [
+        "Simulations: BornAgain (doi:10.1107/S1600576719016789), made by this run from the configuration below.",
+        "Study, network and published figures: Zhdanov et al., arXiv 2210.01543. Expert values: Randolph et al., "
+        "doi:10.1103/PhysRevResearch.4.033038.",
+    ]
+    for name, study in run.studies.items():
+        for frames in study.inference.frames:
+            found.append(f"Frames of {name}, set {frames.name}: {frames.source or NONE}")
+    return found
+
+
+def render(run: RunConfig, pages: Sequence[StudyPage], config_sha256: str, commit: str) -> str:
+    """The HTML text of the report. All text is escaped; only figure addresses made here are used as they are."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    folder = resources.files("scatterflow.report") / "templates"
+    template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
+    style = (folder / "page.css").read_text(encoding="utf-8")
+    missing = [(page.name, item) for page in pages for item in page.products.missing]
+    content: dict[str, Any] = {
+        "run": run.run,
+        "style": jinja2.utils.markupsafe.Markup(style),
+        "pages": pages,
+        "missing": missing,
+        "provenance": provenance_table(run, pages, config_sha256, commit),
+        "sources": sources(run),
+        "config": yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100),
+        "commit": commit,
+    }
+    return template.render(**content)

@@ -1,0 +1,123 @@
+"""The products of a study as the report finds them, and what is missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pandas as pd
+import xarray as xr
+from pydantic import TypeAdapter, ValidationError
+
+from scatterflow.errors import StoreError
+from scatterflow.products import read_json
+from scatterflow.report.metrics import FrameVerdict, StudyMetrics, read_metrics
+from scatterflow.study import Study
+
+HISTORY_COLUMNS = {"epoch", "train_loss", "val_loss"}
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something that the report would show, and the command that makes it."""
+
+    what: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Products:
+    """What the stages before left for one study."""
+
+    study: Study
+    metrics: StudyMetrics
+    raw_metrics: dict[str, Any]
+    arrays: dict[str, xr.Dataset]
+    frames: list[FrameVerdict]
+    frame_arrays: dict[str, xr.Dataset]
+    histories: dict[str, pd.DataFrame]
+    manifest: dict[str, Any]
+    missing: list[Missing] = field(default_factory=list)
+
+    @property
+    def samples(self) -> str:
+        """Size of the evaluation and its seed, for captions."""
+        held_back, draws = self.metrics.n_held_back, self.metrics.samples
+        parts = [f"n = {held_back:,} held-back simulations"] if held_back else []
+        parts += [f"{draws:,} posterior samples each"] if draws else []
+        return ", ".join([*parts, f"seed {self.study.seed}"])
+
+
+def read_groups(path: Path, remedy: str) -> dict[str, xr.Dataset]:
+    """All groups of a NetCDF file by name, in memory. Raises StoreError if it is damaged."""
+    try:
+        with h5py.File(path, "r") as file:
+            names = [name for name, item in file.items() if isinstance(item, h5py.Group)]
+        groups = {}
+        for name in names:
+            with xr.open_dataset(path, group=name, engine="h5netcdf") as opened:
+                groups[name] = opened.load()
+        return groups
+    except (OSError, ValueError, KeyError) as error:
+        raise StoreError(str(path), "must be a readable NetCDF file", str(error), remedy) from None
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """Losses of a training: columns epoch, train_loss, val_loss, maybe phase. Raises StoreError if it is damaged."""
+    remedy = "run `scatterflow train` again"
+    try:
+        history = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise StoreError(str(path), "must be a table of losses", str(error), remedy) from None
+    if not HISTORY_COLUMNS <= set(history.columns):
+        raise StoreError(str(path), f"must have columns {sorted(HISTORY_COLUMNS)}", list(history.columns), remedy)
+    return history
+
+
+def read_products(study: Study, folder: Path) -> Products:
+    """Everything below `results/<run>/<study>/` that the report shows; what is not there is listed as missing."""
+    missing: list[Missing] = []
+
+    def there(relative: str, what: str, command: str) -> Path | None:
+        path = folder / relative
+        if path.exists():
+            return path
+        missing.append(Missing(f"{what} ({relative})", command))
+        return None
+
+    raw: dict[str, Any] = {}
+    metrics = StudyMetrics()
+    if path := there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
+        raw, metrics = read_metrics(path)
+    arrays: dict[str, xr.Dataset] = {}
+    if path := there("evaluate/arrays.nc", "examples, ranks and coverage", "snakemake evaluate"):
+        arrays = read_groups(path, "run `scatterflow evaluate` again")
+    histories = {}
+    for model in study.config.models:
+        if path := there(f"models/{model}/history.csv", f"losses of model {model}", "snakemake train"):
+            histories[model] = read_history(path)
+    manifest: dict[str, Any] = {}
+    if path := there("simulate/manifest.json", "manifest of the simulations", "snakemake simulate"):
+        manifest = read_json(path, "scatterflow simulate")
+    frames, frame_arrays = list(metrics.frames), {}
+    wanted = [name for frame_set in study.config.inference.frames for name in frame_set.files]
+    if wanted:
+        if (path := there("infer/frames.json", "verdicts on real frames", "snakemake infer")) and not frames:
+            frames = _read_frames(path)
+        if (path := folder / "infer" / "frames.nc").exists():
+            frame_arrays = read_groups(path, "run `scatterflow infer` again")
+        seen = {Path(frame.file).name for frame in frames if frame.status != "missing"}
+        lost = [name for name in wanted if Path(name).name not in seen]
+        if lost and frames != [] or lost and path is not None:
+            missing.append(Missing(f"{len(lost)} of {len(wanted)} real frames: {', '.join(lost)}", "make data"))
+    return Products(study, metrics, raw, arrays, frames, frame_arrays, histories, manifest, missing)
+
+
+def _read_frames(path: Path) -> list[FrameVerdict]:
+    remedy = "run `scatterflow infer` again"
+    try:
+        return TypeAdapter(list[FrameVerdict]).validate_python(read_json(path, "scatterflow infer"))
+    except ValidationError as error:
+        raise StoreError(str(path), "must be a list of frames with their verdicts", str(error), remedy) from None

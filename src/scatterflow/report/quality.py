@@ -1,0 +1,212 @@
+"""Sections on a study as a whole: estimators, calibration, reconstruction, training, cost."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scatterflow.report import tables
+from scatterflow.report.figures import calibration, detector, overview
+from scatterflow.report.gallery import Gallery, Section
+from scatterflow.report.headline import label, works
+from scatterflow.report.numbers import percent, plus_minus, seconds, significant
+from scatterflow.report.observation import view_axes
+from scatterflow.report.products import Products
+from scatterflow.report.style import estimator_styles
+
+_EVALUATE = "Nothing to show: run `snakemake evaluate`."
+
+
+def comparison(products: Products, gallery: Gallery) -> Section:
+    """Information gain of all estimators, the table of all, and the paper's Table 1."""
+    metrics, title = products.metrics, "Which estimator tells how much?"
+    if not metrics.estimators:
+        return Section("estimators", title, missing=_EVALUATE)
+    styles = estimator_styles(metrics.estimators)
+    gains = []
+    for name, estimator in metrics.estimators.items():
+        gain = estimator.information_gain
+        if gain and gain.mean is not None:
+            gains.append(
+                overview.Gain(
+                    label(metrics, name),
+                    gain.mean,
+                    gain.se or 0.0,
+                    gain.truncated_mean,
+                    works(estimator),
+                    styles[name][0],
+                )
+            )
+    pictures = []
+    if gains:
+        words = "; ".join(f"{gain.label} {plus_minus(gain.mean, gain.se)} nats" for gain in gains)
+        pictures.append(
+            gallery.add(
+                "information-gain",
+                overview.information_gain(gains),
+                f"Information gain of each estimator over the exact prior with error bars. {words}.",
+                f"Mean information gain log q(θ|x) − log p(θ) over the exact prior (zero line), bars: 5 standard errors, tick: "
+                f"trimmed mean; hollow: does not work. {products.samples}.",
+            )
+        )
+    count = len(products.study.prior.names)
+    core = products.manifest.get("core_seconds")
+    lead = (
+        "An estimator below zero is worse than not measuring at all. The information gain is a lower bound of what the "
+        "measurement tells about the sample."
+    )
+    both = [tables.table_1(metrics, core, count), tables.estimators(metrics)]
+    return Section("estimators", title, lead, pictures, tables=both)
+
+
+def calibrated(products: Products, gallery: Gallery) -> Section:
+    """Joint coverage, TARP and rank ECDFs."""
+    metrics, title = products.metrics, "Are the uncertainties right?"
+    arrays = products.arrays
+    pictures = []
+    confidence = products.study.config.evaluation.coverage_confidence
+    if "coverage" in arrays:
+        data = arrays["coverage"]
+        names = [str(name) for name in data["estimator"].values]
+        styles = estimator_styles([*metrics.estimators, *(name for name in names if name not in metrics.estimators)])
+        labels = {name: label(metrics, name) for name in names}
+        n = int(data.attrs.get("n", metrics.n_held_back or 1))
+        for variable, what in (
+            ("joint", "joint credible regions (highest density)"),
+            ("tarp", "TARP regions (random balls)"),
+        ):
+            if variable not in data:
+                continue
+            level = data["level"].values.astype(float)
+            curves = {name: data[variable].sel(estimator=name).values.astype(float) for name in names}
+            worst = {name: float(np.abs(values - level).max()) for name, values in curves.items()}
+            words = "; ".join(f"{labels[name]} at most {100 * gap:.1f} points off" for name, gap in worst.items())
+            pictures.append(
+                gallery.add(
+                    f"coverage-{variable}",
+                    calibration.curve_against_diagonal(
+                        level, curves, styles, labels, n, "credibility level", "coverage − level / points", confidence
+                    ),
+                    f"Coverage of {what} minus the level, for each estimator. {words}.",
+                    f"Coverage of {what}: above zero too wide, below too narrow; grey: {100 * confidence:.0f} % binomial "
+                    f"band. {words}. {products.samples}.",
+                )
+            )
+    if "sbc" in arrays:
+        data = arrays["sbc"]
+        draws = int(data.attrs.get("samples", metrics.samples or 1))
+        parameters = [str(name) for name in data["parameter"].values]
+        for name in (str(name) for name in data["estimator"].values):
+            ranks = data["ranks"].sel(estimator=name).transpose("observation", "parameter").values.astype(float)
+            outside = calibration.outside_band(ranks, draws, confidence)
+            leaving = [parameter for parameter, flag in zip(parameters, outside, strict=True) if flag]
+            words = f"{len(leaving)} of {len(parameters)} parameters leave the band"
+            words += f" ({', '.join(leaving[:4])}{' ...' if len(leaving) > 4 else ''})" if leaving else ""
+            pictures.append(
+                gallery.add(
+                    f"sbc-{name}",
+                    calibration.rank_ecdf(ranks, draws, parameters, confidence),
+                    f"Rank ECDF differences of every parameter for {label(metrics, name)}: {words}.",
+                    f"{label(metrics, name)}: {words} (thick), simultaneous {100 * confidence:.0f} % band. "
+                    f"n = {len(ranks):,} held-back simulations, {draws:,} samples each, seed {products.study.seed}.",
+                )
+            )
+    found = [table for table in (tables.coverage(metrics), tables.ranks(metrics)) if table]
+    if not pictures and not found:
+        return Section("calibration", title, missing=_EVALUATE)
+    lead = "Curves inside the grey bands are what a calibrated posterior gives by chance."
+    return Section("calibration", title, lead, pictures, tables=found)
+
+
+def rebuilt(products: Products, gallery: Gallery) -> Section:
+    """The paper's figure 3: the image rebuilt from its in-plane profile alone."""
+    title = "The image rebuilt from its profile"
+    data = products.arrays.get("reconstruction")
+    if data is None or not {"image", "rebuilt"} <= set(data):
+        return Section("reconstruction", title, missing=_EVALUATE)
+    qz, qy = view_axes(products.study.config.instrument, "image")
+    facts = products.metrics.reconstruction or {}
+    number = {
+        key: value for key, value in facts.items() if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    words = "; ".join(f"{key.replace('_', ' ')} {significant(float(value))}" for key, value in number.items())
+    pictures = []
+    shown = data if "example" in data.dims else data.expand_dims("example")
+    for index in range(min(shown.sizes["example"], 2)):
+        one = shown.isel(example=index)
+        image, mean = one["image"].values.astype(float), one["rebuilt"].values.astype(float)
+        sd = one["rebuilt_sd"].values.astype(float) if "rebuilt_sd" in one else None
+        error = float(np.abs(image - mean).mean())
+        pictures.append(
+            gallery.add(
+                f"reconstruction-{index}",
+                detector.reconstruction(image, mean, sd, qz, qy),
+                f"Image, image rebuilt from its profile, and their difference; mean absolute error {significant(error)}.",
+                f"Held-back example {index + 1}: mean absolute error {significant(error)} of the scaled log counts. "
+                f"{words + '. ' if words else ''}Seed {products.study.seed}.",
+                png=True,
+            )
+        )
+    lead = (
+        "As in the paper's figure 3: image, mean of images decoded from the profile with z from the prior, difference."
+    )
+    return Section("reconstruction", title, lead, pictures)
+
+
+def training(products: Products, gallery: Gallery) -> Section:
+    """Losses of every model."""
+    title = "Training"
+    if not products.histories:
+        return Section("training", title, missing="No losses to show: run `snakemake train`.")
+    pictures = []
+    for model, history in products.histories.items():
+        best = history["val_loss"].min()
+        duration = f", {seconds(float(history['seconds'].max()))}" if "seconds" in history else ""
+        phases = list(dict.fromkeys(str(phase) for phase in history["phase"])) if "phase" in history else []
+        pictures.append(
+            gallery.add(
+                f"losses-{model}",
+                overview.losses(history),
+                f"Training and validation loss of {model} against epoch; lowest validation loss {significant(float(best), 4)}.",
+                f"{model}: {len(history)} epochs{' in phases ' + ', '.join(phases) if len(phases) > 1 else ''}{duration}; "
+                f"dot: lowest validation loss. n = {_training_rows(products):,} training and "
+                f"{products.study.config.simulate.validation:,} validation simulations, seed {products.study.seed}.",
+            )
+        )
+    return Section("training", title, pictures=pictures)
+
+
+def _training_rows(products: Products) -> int:
+    config = products.study.config.simulate
+    return config.simulations - config.held_back - config.validation
+
+
+def costs(products: Products, gallery: Gallery) -> Section:
+    """What each stage took, and the forward model's share."""
+    metrics, manifest, title = products.metrics, products.manifest, "What it cost"
+    if not metrics.cost:
+        return Section("cost", title, missing="No cost was recorded: run `snakemake evaluate`.")
+    wall = {stage: entry.seconds for stage, entry in metrics.cost.items() if entry.seconds is not None}
+    pictures = []
+    if wall:
+        total = sum(wall.values())
+        longest = max(wall, key=lambda stage: wall[stage])
+        pictures.append(
+            gallery.add(
+                "cost",
+                overview.cost(wall),
+                f"Wall time per stage; the longest is {longest} with {seconds(wall[longest])} of {seconds(total)}.",
+                f"Wall time per stage: {seconds(total)} in all; {longest} takes {percent(wall[longest] / total)}.",
+            )
+        )
+    core = manifest.get("engine_core_seconds", manifest.get("core_seconds"))
+    simulations = manifest.get("simulations", manifest.get("n"))
+    lead = ""
+    if core and simulations:
+        every = sum(entry.core_seconds or 0.0 for entry in metrics.cost.values())
+        share = f", {percent(min(core / every, 1.0))} of all core time" if every else ""
+        engine = manifest.get("engine", products.study.config.forward.engine)
+        lead = (
+            f"{engine} {manifest.get('versions', {}).get(engine, '')} simulated {simulations:,} samples in {seconds(core)} "
+            f"of core time{share} ({seconds(core / simulations)} each)."
+        )
+    return Section("cost", title, lead, pictures, tables=[tables.cost(metrics, manifest)])

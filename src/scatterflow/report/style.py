@@ -1,0 +1,115 @@
+"""How every figure of the report looks, on light and on dark paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterable
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, SHADE, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#e3e7eb", "#ffffff"
+# Okabe & Ito's colours, told apart by people with any colour vision: https://jfly.uni-koeln.de/color/
+BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
+CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))  # colour is never the only difference
+MARKERS = ("o", "s", "D", "^", "v", "P")
+
+# the same colours on dark paper: an SVG swaps them itself where the reader prefers dark
+_DARK = {
+    PAPER: "#1b1f24", INK: "#e6e8eb", MUTED: "#9aa4ae", GRID: "#3a424a", SHADE: "#2d343b",
+    BLUE: "#58a9e6", VERMILLION: "#f2854a", GREEN: "#33c79c", PURPLE: "#de97bb", ORANGE: "#f0b53c",
+}  # fmt: skip
+_SWAP = "".join(
+    f'[style*="{key}: {light}"]{{{key}:{dark} !important}}'
+    for light, dark in _DARK.items()
+    for key in ("fill", "stroke")
+)
+_DARK_CSS = f"<style>@media (prefers-color-scheme:dark){{{_SWAP}}}</style>"
+
+_RC = {
+    "svg.hashsalt": "scatterflow",  # the same drawing gives the same file
+    "svg.fonttype": "none",
+    "font.size": 9.0,
+    "axes.titlesize": 9.0,
+    "axes.labelsize": 9.0,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "legend.fontsize": 8.0,
+    "legend.frameon": False,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "savefig.facecolor": PAPER,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.5,
+    "hatch.linewidth": 0.7,
+    "image.cmap": "cividis",
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
+    "figure.constrained_layout.use": True,
+}
+
+styled = matplotlib.rc_context(_RC)  # decorates every function that draws or saves
+
+WIDTH, HEIGHT = 4.4, 3.1  # inches; at this width the text stays readable when a phone scales the figure down
+
+
+def blank(width: float = WIDTH, height: float = HEIGHT) -> Figure:
+    """An empty figure (no pyplot: nothing is shared between figures)."""
+    return Figure(figsize=(width, height))
+
+
+def legend_above(axes: Axes, columns: int = 2) -> None:
+    """A legend above the axes, where it hides no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=columns, borderaxespad=0.2, borderpad=0,
+            columnspacing=1.2, handlelength=1.8,
+        )  # fmt: skip
+
+
+@styled
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text, without date and creator."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+@styled
+def to_png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def data_uri(svg: str) -> str:
+    """An SVG as the address of an <img>, with its colours for dark paper; ids of several figures cannot clash there."""
+    body = svg[svg.index("<svg") :]
+    dark = re.sub(r"(<svg\b[^>]*>)", lambda match: match.group(1) + _DARK_CSS, body, count=1)
+    return "data:image/svg+xml;base64," + base64.b64encode(dark.encode()).decode()
+
+
+def estimator_styles(names: Iterable[str]) -> dict[str, tuple[str, object, str]]:
+    """(colour, line style, marker) of each estimator, by its place in `names`: the same in all figures of a study."""
+    return {
+        name: (CYCLE[i % len(CYCLE)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)
+    }

@@ -1,0 +1,186 @@
+"""Tables of the report: plain rows of text; the template escapes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scatterflow.prior import Prior
+from scatterflow.report.metrics import Mean, StudyMetrics
+from scatterflow.report.numbers import NONE, percent, plus_minus, seconds, significant
+from scatterflow.report.headline import label, works
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Column heads and rows of text; the first cell of a row names it."""
+
+    title: str
+    heads: list[str]
+    rows: list[list[str]]
+    notes: list[str] = field(default_factory=list)
+
+
+def _mean(value: Mean | None) -> str:
+    if value is None:
+        return NONE
+    return plus_minus(value.mean, value.se)
+
+
+def _share(value: Mean | float | None) -> str:
+    return percent(value.mean if isinstance(value, Mean) else value)
+
+
+def estimators(metrics: StudyMetrics) -> Table:
+    """Every figure of merit of every estimator on the held-back simulations, the exact prior first."""
+    heads = [
+        "estimator", "information gain / nats", "trimmed mean", "log-prob", "MAE (median)", "MAE (MAP)", "W to ABC",
+        "90 % region holds truth", "outside support", "SBC rejects", "time / observation", "works",
+    ]  # fmt: skip
+    prior = metrics.prior
+    rows = [
+        ["exact prior", "0", "0", _mean(prior.get("log_prob")), _mean(prior.get("mae_median")), _mean(prior.get("mae_map")),
+         NONE, "90 %", "0.0 %", NONE, NONE, NONE]
+    ]  # fmt: skip
+    for name, estimator in metrics.estimators.items():
+        gain, distance, coverage = estimator.information_gain, estimator.wasserstein_to_abc, estimator.coverage
+        at = coverage.at(0.9) if coverage else None
+        rows.append(
+            [
+                label(metrics, name),
+                _mean(gain),
+                significant(gain.truncated_mean) if gain else NONE,
+                _mean(estimator.log_prob),
+                _mean(estimator.mae_median),
+                _mean(estimator.mae_map),
+                plus_minus(distance.mean, distance.sd or distance.se) if distance else NONE,
+                percent(at[0]) if at else NONE,
+                _share(estimator.outside_support_share),
+                f"{len(estimator.sbc.holm_rejected)} of {len(estimator.sbc.ks_p)}" if estimator.sbc else NONE,
+                seconds(estimator.seconds_per_observation),
+                "yes" if works(estimator) else "no",
+            ]
+        )
+    count = f"n = {metrics.n_held_back:,} held-back simulations; " if metrics.n_held_back else ""
+    notes = [
+        f"{count}mean ± standard error (W: ± standard deviation). Log-probabilities are natural logs of the density of the "
+        "truth over parameters scaled to [0, 1] by their prior's box; the information gain is that of the exact prior "
+        "subtracted. MAE is in units of the prior's range. W: one-dimensional Wasserstein distance of marginals, same units."
+    ]
+    return Table("All estimators on held-back simulations", heads, rows, notes)
+
+
+def table_1(metrics: StudyMetrics, simulate_seconds: float | None, parameters: int) -> Table:
+    """The paper's Table 1 with this study's figures beside it, on the expert's sample as there."""
+    heads = [
+        "", "W to ABC", "log-prob", "information gain", "MAE", "inference", "data set", "amortized"
+    ]  # fmt: skip
+    rows = []
+    for name, row in metrics.paper.items():
+        amortized = {True: "yes", False: "no", None: NONE}[row.amortized]
+        rows.append(
+            [f"{name} (paper)", plus_minus(row.wasserstein, row.wasserstein_sd), significant(row.log_prob), NONE,
+             significant(row.mae, 2), seconds(row.inference_s), seconds(row.data_set_s), amortized]
+        )  # fmt: skip
+    for name, estimator in metrics.estimators.items():
+        here = metrics.experiment.get(name)
+        distance = estimator.wasserstein_to_abc
+        rows.append(
+            [
+                f"{label(metrics, name)} (here)",
+                plus_minus(distance.mean, distance.sd) if distance else NONE,
+                significant(here.log_prob) if here else NONE,
+                significant(here.information_gain) if here else NONE,
+                significant(here.mae_map, 2) if here else NONE,
+                seconds(estimator.seconds_per_observation),
+                seconds(simulate_seconds),
+                "no" if name.startswith("abc") else "yes",
+            ]
+        )
+    notes = [
+        f"The paper: 12 layers, 72 parameters, a real measurement. Here: {parameters} parameters, the expert's sample "
+        "simulated with parasitic scattering and counting noise. So the figures compare in kind, not digit by digit. "
+        "Log-prob and MAE (of the MAP) refer to the expert's parameters, W is the mean over the held-back simulations. "
+        "Data set: core time of all simulations."
+    ]
+    return Table("Table 1 of the paper beside this run", heads, rows, notes)
+
+
+def intervals(
+    prior: Prior, prior_draws: Array, samples: Mapping[str, Array], labels: Mapping[str, str], truth: Array | None
+) -> Table:
+    """Per parameter: truth, the prior's and each estimator's median with its central 90 % interval."""
+    heads = [
+        "parameter",
+        "unit",
+        *(["truth"] if truth is not None else []),
+        "prior",
+        *(labels[name] for name in samples),
+    ]
+    every = [prior_draws, *samples.values()]
+    rows = []
+    for index, name in enumerate(prior.names):
+        cells = [name, prior.units[index] if prior.units[index] != "1" else ""]
+        if truth is not None:
+            cells.append(significant(float(truth[index])))
+        for values in every:
+            column = values[:, index]
+            low, middle, high = np.quantile(column[np.isfinite(column)], [0.05, 0.5, 0.95])
+            cells.append(f"{significant(float(middle))} [{significant(float(low))}, {significant(float(high))}]")
+        rows.append(cells)
+    return Table("Parameters: median [central 90 % interval]", heads, rows)
+
+
+def ranks(metrics: StudyMetrics) -> Table | None:
+    """p-values of uniform ranks per parameter and estimator; rejected ones are marked."""
+    tested = {name: e.sbc for name, e in metrics.estimators.items() if e.sbc is not None and e.sbc.ks_p}
+    if not tested:
+        return None
+    parameters = list(next(iter(tested.values())).ks_p)
+    rows = []
+    for parameter in parameters:
+        cells = [parameter]
+        for sbc in tested.values():
+            mark = " (rejected)" if parameter in sbc.holm_rejected else ""
+            cells.append(significant(sbc.ks_p.get(parameter), 2) + mark)
+        rows.append(cells)
+    notes = ["Kolmogorov-Smirnov test of uniform ranks; rejected after Holm's correction over the parameters."]
+    return Table("Simulation-based calibration", ["parameter", *(label(metrics, name) for name in tested)], rows, notes)
+
+
+def coverage(metrics: StudyMetrics) -> Table | None:
+    """Coverage of joint credible regions at the tested levels."""
+    tested = {
+        name: e.coverage for name, e in metrics.estimators.items() if e.coverage is not None and e.coverage.levels
+    }
+    if not tested:
+        return None
+    rows = []
+    levels = next(iter(tested.values())).levels
+    for level in levels:
+        cells = [percent(level)]
+        low_high = ""
+        for entry in tested.values():
+            at = entry.at(level)
+            cells.append(percent(at[0]) if at else NONE)
+            low_high = f"{percent(at[1])} to {percent(at[2])}" if at else low_high
+        rows.append([*cells, low_high])
+    return Table("Coverage", ["level", *(label(metrics, name) for name in tested), "expected"], rows)
+
+
+def cost(metrics: StudyMetrics, manifest: Mapping[str, Any]) -> Table:
+    """Wall time, core time and memory of each stage."""
+    rows = [
+        [stage, seconds(entry.seconds), seconds(entry.core_seconds), f"{entry.max_rss_mb:,.0f} MB" if entry.max_rss_mb else NONE]
+        for stage, entry in metrics.cost.items()
+    ]  # fmt: skip
+    total = sum(entry.seconds or 0.0 for entry in metrics.cost.values())
+    cores = [entry.core_seconds for entry in metrics.cost.values() if entry.core_seconds is not None]
+    rows.append(["all stages", seconds(total), seconds(sum(cores)) if cores else NONE, NONE])
+    return Table("Cost per stage", ["stage", "wall time", "core time", "memory"], rows)

@@ -1,0 +1,1 @@
+"""The stages, each one function `run(study, folder)`: what rules, command line and tests call."""

@@ -1,0 +1,93 @@
+"""Stage preprocess: stored counts to features, with noise and masks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import dask
+import numpy as np
+import xarray as xr
+
+from scatterflow import provenance
+from scatterflow.errors import StoreError
+from scatterflow.manifest import Place, StoreManifest, read
+from scatterflow.products import read_json, replacing, write_json
+from scatterflow.progress import duration, say
+from scatterflow.store import open_store
+from scatterflow.study import Study
+
+FORMAT = 1
+SPLITS = ("held_back", "validation", "train")
+
+
+def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
+    """Write `preprocess/features-<identity>.zarr` and its manifest below `folder`; returns the manifest's path.
+
+    Works shard by shard through Dask: memory holds a few shards per thread. Raises StoreError for a store that is missing
+    or of another identity.
+    """
+    start = time.monotonic()
+    place = Place(folder, study.simulation_identity())
+    simulated = read(place.manifest, StoreManifest)
+    config = study.config.simulate
+    if simulated.identity != place.identity or simulated.simulations < config.simulations:
+        raise StoreError(
+            f"{place.manifest}", "must be of this configuration, code and number", remedy="run `scatterflow simulate`"
+        )
+    store = open_store(place.store).isel(simulation=slice(0, config.simulations))
+    features = study.preprocess(study.observe(store[list(study.views)]))
+    features["parameters"] = store["parameters"]
+    features = features.assign_coords(split=("simulation", splits(study)))
+    features.attrs = {"study": study.name, "kind": study.kind, "identity": study.features_identity()}
+    target = folder / "preprocess" / f"features-{features.attrs['identity'][:12]}.zarr"
+    with replacing(target) as temporary, dask.config.set(scheduler="threads"):
+        _plain(features).to_zarr(temporary, zarr_format=3, consolidated=False)
+    tell(f"{config.simulations} simulations to features in {duration(time.monotonic() - start)}")
+    return write_json(
+        folder / "preprocess" / "manifest.json",
+        {
+            "format": FORMAT,
+            "identity": features.attrs["identity"],
+            "features": target.name,
+            "simulations": config.simulations,
+            "splits": {name: int((features["split"].values == name).sum()) for name in SPLITS},
+            "seconds": round(time.monotonic() - start, 3),
+            "versions": provenance.versions(("numpy", "xarray", "zarr")),
+        },
+    )
+
+
+def splits(study: Study) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+    """Role of each simulation: the first rows are held back, then come validation and training rows."""
+    config = study.config.simulate
+    index = np.arange(config.simulations)
+    borders = [config.held_back, config.held_back + config.validation]
+    return np.array(SPLITS)[np.searchsorted(borders, index, side="right")]
+
+
+def load(study: Study, folder: Path) -> xr.Dataset:
+    """Features as written by `run`, lazy. Raises StoreError if missing or of another identity."""
+    manifest = read_json(folder / "preprocess" / "manifest.json", "scatterflow preprocess")
+    if manifest["identity"] != study.features_identity():
+        raise StoreError(
+            "features",
+            "must be of this configuration and code",
+            manifest["identity"][:12],
+            "run `scatterflow preprocess`",
+        )
+    path = folder / "preprocess" / manifest["features"]
+    if not path.is_dir():
+        raise StoreError(f"{path}", "must exist", remedy="run `scatterflow preprocess`")
+    return xr.open_zarr(path, consolidated=False).isel(simulation=slice(0, manifest["simulations"]))
+
+
+def rows(features: xr.Dataset, *split: str) -> xr.Dataset:
+    """The simulations of one or more splits."""
+    return features.isel(simulation=np.flatnonzero(np.isin(features["split"].values, split)))
+
+
+def _plain(dataset: xr.Dataset) -> xr.Dataset:
+    """Without the store's encodings, whose shards are not those of the features."""
+    return dataset.drop_encoding().chunk(simulation=dataset.chunksizes.get("simulation", -1))

@@ -1,0 +1,56 @@
+"""Stage report: one page per run, the metrics of all studies, the figures as files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from scatterflow import provenance
+from scatterflow.config.study import RunConfig
+from scatterflow.files import disk_errors, write_atomic
+from scatterflow.products import replacing, write_json
+from scatterflow.report.gallery import Gallery
+from scatterflow.report.page import StudyPage, render, study_page
+from scatterflow.report.products import read_products
+from scatterflow.study import study_of
+
+
+def run(run_config: RunConfig, results: Path) -> Path:
+    """Write `report.html`, `metrics.json` and `figures/` into `results` (results/<run>/); returns the page's path.
+
+    What earlier stages have not made is named on the page with the command that makes it. Raises StoreError for damaged
+    products and where the disk refuses.
+    """
+    pages: list[StudyPage] = []
+    with replacing(results / "figures") as folder:
+        folder.mkdir()
+        for name in run_config.studies:
+            study = study_of(run_config, name)
+            pages.append(study_page(read_products(study, results / name), Gallery(folder, name)))
+            print(f"report: {name}, {len(list(folder.glob(f'{name}-*.svg')))} figures", flush=True)
+    config_sha256, commit = provenance.digest(run_config.model_dump(mode="json")), provenance.git_commit()
+    page = results / "report.html"
+    with disk_errors(page):
+        write_atomic(page, render(run_config, pages, config_sha256, commit).encode())
+    write_json(results / "metrics.json", run_metrics(run_config, pages, config_sha256, commit))
+    return page
+
+
+def run_metrics(run_config: RunConfig, pages: list[StudyPage], config_sha256: str, commit: str) -> dict[str, Any]:
+    """The metrics of all studies as evaluated, with the verdicts shown and what determines the run."""
+    studies = {
+        page.name: {
+            **page.products.raw_metrics,
+            "verdict": page.verdict.model_dump(mode="json") if page.verdict else None,
+        }
+        for page in pages
+    }
+    return {
+        "format": 1,
+        "run": run_config.run,
+        "seed": run_config.seed,
+        "commit": commit,
+        "config_sha256": config_sha256,
+        "versions": provenance.versions(),
+        "studies": studies,
+    }

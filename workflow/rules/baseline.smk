@@ -1,0 +1,26 @@
+# Likelihood-free baselines on the same simulations; they need no model.
+rule baseline:
+    input:
+        made_by("baseline", of_each_study("{study}/baseline/manifest.json")),
+    localrule: True
+
+
+rule run_baselines:
+    input:
+        features=f"{RESULTS}/{{study}}/preprocess/manifest.json",
+    output:
+        manifest=update(f"{RESULTS}/{{study}}/baseline/manifest.json"),
+    log:
+        f"{RESULTS}/{{study}}/logs/run_baselines.log",
+    benchmark:
+        f"{RESULTS}/{{study}}/benchmarks/run_baselines.tsv"
+    conda:
+        "../../envs/environment.cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=6000,
+        runtime=240,
+    params:
+        determined_by=determined_by("baseline"),
+    script:
+        "../scripts/run_baselines.py"

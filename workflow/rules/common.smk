@@ -1,0 +1,135 @@
+# What every rule uses. The package of this checkout comes first on the path, here and in every job, so that the code
+# that runs is the code whose hash stands in `params`, wherever else scatterflow is installed (container, conda).
+import fcntl
+import os
+import re
+import sys
+from pathlib import Path
+
+SOURCE = str(Path(workflow.basedir) / "src")
+sys.path.insert(0, SOURCE)
+os.environ.update(
+    PYTHONPATH=os.pathsep.join(filter(None, [SOURCE, os.environ.get("PYTHONPATH")]))
+)
+
+from scatterflow.config.loading import load_run
+from scatterflow.errors import ScatterflowError
+from scatterflow.provenance import stage_params
+
+# What does the work of a stage; the rule with the stage's name only collects what was made.
+WORK = {
+    "simulate": "simulate_study",
+    "preprocess": "preprocess_study",
+    "train": "train_model",
+    "baseline": "run_baselines",
+    "infer": "infer_posterior",
+    "evaluate": "evaluate_study",
+    "report": "write_report",
+}
+
+
+def stop(message):
+    """End snakemake with one line instead of a traceback."""
+    print(f"scatterflow: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def read_run():
+    """The run of the one configuration file: --configfile, or the demo. Its path goes to `config["file"]`, for jobs."""
+    if workflow.config_settings.config:
+        stop(
+            "--config is not used here: one file is one run; copy the file, edit it and pass it with --configfile"
+        )
+    if len(workflow.configfiles) > 1:
+        stop(
+            f"--configfile takes one file (files are never merged), got {len(workflow.configfiles)}"
+        )
+    path = (
+        workflow.configfiles[0]
+        if workflow.configfiles
+        else Path(workflow.basedir) / "config" / "demo.yaml"
+    )
+    config.clear()
+    config["file"] = str(path)
+    try:
+        return load_run(path)
+    except ScatterflowError as error:
+        stop(error)
+
+
+def hold_folder():
+    """Refuse to work where another snakemake does; the kernel frees the lock when a process ends, even by kill -9."""
+    global held
+    held = open(".snakemake/scatterflow.lock", "w")
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stop("another snakemake is at work in this folder; wait for it or stop it")
+    except OSError:
+        pass  # some file systems of clusters know no locks; the stages guard their own folders
+
+
+def made_by(stage, files):
+    """Input of a stage's own rule: what the stage makes.
+
+    `-R train` and `-f train` force the stage's own rule, which has no output; this hands it on to the one at work.
+    """
+
+    def files_of_stage(wildcards):
+        if workflow.get_rule(stage) in workflow.dag.forcerules:
+            workflow.dag.forcerules.add(workflow.get_rule(WORK[stage]))
+        return files
+
+    return files_of_stage
+
+
+def one_of(names):
+    """A wildcard constraint: exactly one of the names."""
+    return "|".join(map(re.escape, sorted(names)))
+
+
+def determined_by(stage):
+    """The `params` of a stage's rule: plain values of the options and hashes of the code that determine its products."""
+
+    def params(wildcards):
+        return stage_params(RUN, wildcards.get("study"), stage, wildcards.get("model"))
+
+    return params
+
+
+def of_each_study(pattern):
+    """`pattern` below the results, for every study."""
+    return expand(f"{RESULTS}/{pattern}", study=RUN.studies)
+
+
+def bundles_of_study(wildcards):
+    """The bundle of every model of a study."""
+    return [
+        f"{RESULTS}/{wildcards.study}/models/{model}/bundle.json"
+        for model in RUN.studies[wildcards.study].models
+    ]
+
+
+def all_bundles():
+    """The bundle of every model of every study."""
+    return [
+        f"{RESULTS}/{name}/models/{model}/bundle.json"
+        for name, study in RUN.studies.items()
+        for model in study.models
+    ]
+
+
+def products_of_run():
+    """What a run ends with."""
+    return [f"{RESULTS}/{name}" for name in ("report.html", "metrics.json", "figures")]
+
+
+def real_frames(wildcards):
+    """Frames and instrument files of a study, as far as they are there: the report says which frames are missing."""
+    data = Path(os.environ.get("SCATTERFLOW_DATA") or "../shared/data")
+    folder = Path(os.path.relpath(config["file"])).parent
+    sets = RUN.studies[wildcards.study].inference.frames
+    paths = [data / name for frames in sets for name in frames.files] + [
+        folder / frames.instrument for frames in sets
+    ]
+    return [str(path) for path in paths if path.is_file()]

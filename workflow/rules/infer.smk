@@ -1,0 +1,28 @@
+# Posteriors of held-back simulations, of the expert sample and of real frames, with a verdict on each.
+rule infer:
+    input:
+        made_by("infer", of_each_study("{study}/infer/manifest.json")),
+    localrule: True
+
+
+rule infer_posterior:
+    input:
+        features=f"{RESULTS}/{{study}}/preprocess/manifest.json",
+        bundles=bundles_of_study,
+        frames=real_frames,
+    output:
+        manifest=update(f"{RESULTS}/{{study}}/infer/manifest.json"),
+    log:
+        f"{RESULTS}/{{study}}/logs/infer_posterior.log",
+    benchmark:
+        f"{RESULTS}/{{study}}/benchmarks/infer_posterior.tsv"
+    conda:
+        "../../envs/environment.cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=6000,
+        runtime=240,
+    params:
+        determined_by=determined_by("infer"),
+    script:
+        "../scripts/infer_posterior.py"

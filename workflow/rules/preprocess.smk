@@ -1,0 +1,26 @@
+# Noise, cut and normalisation: stored counts become features.
+rule preprocess:
+    input:
+        made_by("preprocess", of_each_study("{study}/preprocess/manifest.json")),
+    localrule: True
+
+
+rule preprocess_study:
+    input:
+        simulations=f"{RESULTS}/{{study}}/simulate/manifest.json",
+    output:
+        manifest=update(f"{RESULTS}/{{study}}/preprocess/manifest.json"),
+    log:
+        f"{RESULTS}/{{study}}/logs/preprocess_study.log",
+    benchmark:
+        f"{RESULTS}/{{study}}/benchmarks/preprocess_study.tsv"
+    conda:
+        "../../envs/environment.cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+        runtime=240,
+    params:
+        determined_by=determined_by("preprocess"),
+    script:
+        "../scripts/preprocess_study.py"

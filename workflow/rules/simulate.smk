@@ -1,0 +1,24 @@
+# One job per study: it sees which shards are missing, spreads them over its cores and checks every shard at the end.
+rule simulate:
+    input:
+        made_by("simulate", of_each_study("{study}/simulate/manifest.json")),
+    localrule: True
+
+
+rule simulate_study:
+    output:
+        manifest=update(f"{RESULTS}/{{study}}/simulate/manifest.json"),
+    log:
+        f"{RESULTS}/{{study}}/logs/simulate_study.log",
+    benchmark:
+        f"{RESULTS}/{{study}}/benchmarks/simulate_study.tsv"
+    conda:
+        "../../envs/environment.cpu.yaml"
+    threads: workflow.cores
+    resources:
+        mem_mb=4000,
+        runtime=1440,
+    params:
+        determined_by=determined_by("simulate"),
+    script:
+        "../scripts/simulate_study.py"

@@ -1,0 +1,26 @@
+# One job per model; several run side by side. A GPU and more cores come from the profile.
+rule train:
+    input:
+        made_by("train", all_bundles()),
+    localrule: True
+
+
+rule train_model:
+    input:
+        features=f"{RESULTS}/{{study}}/preprocess/manifest.json",
+    output:
+        bundle=update(f"{RESULTS}/{{study}}/models/{{model}}/bundle.json"),
+    log:
+        f"{RESULTS}/{{study}}/logs/train_model.{{model}}.log",
+    benchmark:
+        f"{RESULTS}/{{study}}/benchmarks/train_model.{{model}}.tsv"
+    conda:
+        "../../envs/environment.gpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=6000,
+        runtime=1440,
+    params:
+        determined_by=determined_by("train"),
+    script:
+        "../scripts/train_model.py"

@@ -1,0 +1,53 @@
+"""What the adapters share: output goes to the rule's log file, and what this process prints also to the terminal."""
+
+import io
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any, TextIO
+
+from scatterflow.errors import ScatterflowError
+
+
+class _Tee(io.TextIOBase):
+    """Text goes to the log as it comes, and line by line, with the job's name, to the terminal."""
+
+    def __init__(self, log: TextIO, terminal: TextIO, job: str) -> None:
+        self.log, self.terminal, self.job, self.rest = log, terminal, job, ""
+
+    def write(self, text: str) -> int:
+        self.log.write(text)
+        *lines, self.rest = (self.rest + text).split("\n")
+        for line in lines:
+            self.terminal.write(f"{self.job}: {line}\n")  # one write per line: jobs run side by side
+        return len(text)
+
+    def fileno(self) -> int:
+        return self.log.fileno()
+
+
+@contextmanager
+def logged(snakemake: Any) -> Iterator[None]:
+    """Log what is written inside, by libraries and child processes too; show on the terminal what this process prints.
+
+    An error of scatterflow's own ends the process with one line and exit code 2; any other with one line
+    and exit code 1: its traceback is in the log file.
+    """
+    path = snakemake.log[0]
+    job = " ".join([snakemake.rule, *snakemake.wildcards])
+    with open(path, "w", buffering=1) as log, os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1) as terminal:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(log.fileno(), stream.fileno())
+        tee = _Tee(log, terminal, job)
+        with redirect_stdout(tee), redirect_stderr(tee):
+            try:
+                yield
+            except ScatterflowError as error:
+                print(error)
+                sys.exit(2)
+            except Exception as error:
+                traceback.print_exc(file=log)
+                print(f"{type(error).__name__}: {error} (traceback: {path})")
+                sys.exit(1)

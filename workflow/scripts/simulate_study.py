@@ -1,0 +1,20 @@
+"""Adapter of the rule simulate_study: calls scatterflow.stages.simulate."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapter import logged
+
+from scatterflow.stages import simulate
+from scatterflow.study import load_study
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+if __name__ == "__main__":  # worker processes import this file again
+    with logged(snakemake):
+        study = load_study(snakemake.config["file"], snakemake.wildcards.study)
+        # The stage uses every core that its process may use: leave it as many as `snakemake --cores` allows.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: snakemake.threads])
+        simulate.run(study, Path(snakemake.output.manifest).parents[1])

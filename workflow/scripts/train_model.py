@@ -1,0 +1,17 @@
+"""Adapter of the rule train_model: calls scatterflow.stages.train."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adapter import logged
+
+from scatterflow.stages import train
+from scatterflow.study import load_study
+
+if TYPE_CHECKING:
+    from snakemake.script import snakemake
+
+if __name__ == "__main__":  # worker processes import this file again
+    with logged(snakemake):
+        study = load_study(snakemake.config["file"], snakemake.wildcards.study)
+        train.run(study, snakemake.wildcards.model, Path(snakemake.output.bundle).parents[2])
