@@ -52,7 +52,6 @@ def run_config(name: str = "made", frames: bool = True) -> RunConfig:
     content = read_yaml(ROOT / "config" / "demo.yaml")
     content["run"] = name
     study = content["studies"][STUDY]
-    study.setdefault("models", {"cvae-maf": {}, "maf-profile": {}})
     study.setdefault("inference", {})["frames"] = (
         [{"name": "p03", "files": [FRAME], "instrument": "p03.yaml", "source": "DESY P03, MIT licence"}]
         if frames

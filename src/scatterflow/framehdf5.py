@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scatterflow.errors import FrameError
-from scatterflow.framefiles import LARGEST_PX, Header, Stack, text, wrong_shape
+from scatterflow.framefiles import LARGEST_PX, Header, Stack, damaged, text, wrong_shape
 
 LISTED = 10  # candidates named in an error
+BITSHUFFLE = 32008  # its number in the HDF Group's register of filters
 
 
 def open_hdf5(file: Path, dataset: str) -> Stack:
@@ -121,10 +122,8 @@ def _check_written(file: Path, data: h5py.Dataset, place: tuple[int, ...]) -> No
     )
     if data.is_virtual:
         for source in data.virtual_sources():
-            low, high = source.vspace.get_select_bounds()
-            used = all(a <= i <= b for a, i, b in zip(low, place, high, strict=False))
             other = file if source.file_name == "." else file.parent / source.file_name
-            if used and "%" not in source.file_name and not other.is_file():
+            if _covers(source.vspace, place) and "%" not in source.file_name and not other.is_file():
                 raise FrameError(
                     f"frame {text(file)}::{text(data.name)}",
                     "must have all its parts",
@@ -138,5 +137,44 @@ def _check_written(file: Path, data: h5py.Dataset, place: tuple[int, ...]) -> No
         return
     rows = range(0, data.shape[-2], data.chunks[-2])
     columns = range(0, data.shape[-1], data.chunks[-1])
-    if any(data.id.get_chunk_info_by_coord((*place, z, y)).byte_offset is None for z in rows for y in columns):
-        raise missing
+    for z, y in itertools.product(rows, columns):
+        corner = tuple(i - i % n for i, n in zip((*place, z, y), data.chunks, strict=True))
+        if data.id.get_chunk_info_by_coord(corner).byte_offset is None:
+            raise missing
+        _check_bitshuffle(file, data, corner)
+
+
+def _covers(space: h5py.h5s.SpaceID, place: tuple[int, ...]) -> bool:
+    """Whether a part of a virtual dataset may hold the frame at `place`; parts without an end may hold any."""
+    try:
+        low, high = space.get_select_bounds()
+    except RuntimeError:  # HDF5 knows no bounds of an unlimited selection
+        return True
+    return all(a <= i <= b for a, i, b in zip(low, place, high, strict=False))
+
+
+def _check_bitshuffle(file: Path, data: h5py.Dataset, corner: tuple[int, ...]) -> None:
+    """Refuse a compressed chunk whose sizes do not add up: the bitshuffle filter trusts them and crashes.
+
+    A chunk is its size (8 bytes), the size of a block (4 bytes), and per block its length (4 bytes) and data; elements
+    beyond a multiple of 8 follow as they are (github.com/kiyo-masui/bitshuffle, src/bshuf_h5filter.c).
+    """
+    settings = data.id.get_create_plist()
+    if settings.get_nfilters() != 1:
+        return
+    code, _, options, _ = settings.get_filter(0)
+    if code != BITSHUFFLE or len(options) < 5 or options[4] == 0:  # without compression there are no such sizes
+        return
+    skipped, chunk = data.id.read_direct_chunk(corner)
+    if skipped:
+        return
+    item, size = data.dtype.itemsize, math.prod(data.chunks) * data.dtype.itemsize
+    total, block = int.from_bytes(chunk[:8], "big"), int.from_bytes(chunk[8:12], "big")
+    sound = total == size and block > 0 and block % (8 * item) == 0
+    place, left = 12, size
+    while sound and left >= 8 * item:
+        place += 4 + int.from_bytes(chunk[place : place + 4], "big")
+        left -= min(block, left - left % (8 * item))
+        sound = place + left % (8 * item) <= len(chunk)
+    if not sound or place + left != len(chunk):
+        raise damaged(file, "a compressed chunk whose sizes do not add up")

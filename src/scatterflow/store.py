@@ -214,14 +214,16 @@ def _write(where: Layout, shard: Shard, arrays: Mapping[str, NDArray[Any]]) -> N
     # chunk that equals the fill value is left out
     with disk_errors(where.path), zarr.config.set({"array.write_empty_chunks": True}):
         group = _open(where.path, "r+")
-        for name, values in arrays.items():
+        for file, name in zip(where.files(shard), where.arrays, strict=True):
+            if name not in arrays:
+                continue
             array = group[name]
             assert isinstance(array, zarr.Array)  # `layout` has listed it among the arrays
-            array[shard.start : shard.stop] = values
-        for file in where.files(shard):
-            if file.is_file():
-                for place in (file, *file.relative_to(where.path).parents):  # the file, then the folders that name it
-                    sync(where.path / place)
+            file.unlink(missing_ok=True)  # zarr reads what it overwrites, and fails if that is damaged
+            array[shard.start : shard.stop] = arrays[name]
+            relative = file.relative_to(where.path)
+            for place in (relative, *relative.parents):  # the file, then the folders that name it
+                sync(where.path / place)
 
 
 def read_shard(where: Layout, shard: Shard) -> Arrays:

@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
-import yaml
 from numpy.typing import NDArray
 
 from scatterflow.config.instrument import InstrumentConfig
+from scatterflow.config.instrument_file import read_instrument
 from scatterflow.errors import FrameError
 from scatterflow.frames import read_frame, read_frames
 from scatterflow.instrument import angles, horizon_px, rows_px, scattering_vector
@@ -27,8 +27,7 @@ RELATIVE_ERROR = 0.015
 
 
 def instrument(name: str = "p03_pilatus2m") -> InstrumentConfig:
-    text = (INSTRUMENTS / f"{name}.yaml").read_text(encoding="utf-8")
-    return InstrumentConfig.model_validate(yaml.safe_load(text))
+    return read_instrument(INSTRUMENTS / f"{name}.yaml")
 
 
 @pytest.fixture(scope="module")

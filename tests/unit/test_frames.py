@@ -223,17 +223,6 @@ def test_counting_noise_and_sharp_peaks_are_not_hot(mean):
     assert np.argwhere(hot_pixels(counts, np.ones(counts.shape, bool))).tolist() == [[10, 20]]
 
 
-def test_stacks_are_indexed_in_order_of_storage(tmp_path):
-    path, values = tmp_path / "scan.h5", poisson((3, 2, 6, 5), "uint16")
-    write_hdf5(path, values, chunks=(1, 1, 6, 5), **hdf5plugin.Bitshuffle())
-    for index, image in enumerate(values.reshape(-1, 6, 5)):
-        np.testing.assert_array_equal(read_frame(f"{path}::/entry/data/data", index=index)["counts"], image[::-1])
-    np.testing.assert_array_equal(read_frame(path, index=np.int64(3))["counts"], values[1, 1, ::-1])
-    frames = dict(read_frames([path]))
-    assert list(frames) == [f"{path}::/entry/data/data[{index}]" for index in range(6)]
-    assert len({frame.attrs["sha256"] for frame in frames.values()}) == 6
-
-
 @pytest.mark.parametrize("ending", ["tif", "edf"])
 def test_stacks_of_tiff_and_edf(tmp_path, ending):
     path, values = tmp_path / f"scan.{ending}", poisson((3, 6, 5), "uint16")
@@ -249,92 +238,6 @@ def test_stacks_of_tiff_and_edf(tmp_path, ending):
         np.testing.assert_array_equal(read_frame(path, index=index)["counts"], image[::-1])
     with pytest.raises(FrameError, match="must be an integer from 0 to 2, got none for a stack of 3"):
         read_frame(path)
-
-
-@pytest.mark.parametrize("index", [-1, 6, 1.5, "0"])
-def test_index_out_of_range_is_refused(tmp_path, index):
-    path = tmp_path / "scan.h5"
-    write_hdf5(path, poisson((6, 6, 5)))
-    with pytest.raises(FrameError, match="must be an integer from 0 to 5, got"):
-        read_frame(path, index=index)
-
-
-def test_the_only_dataset_is_found_through_links(tmp_path):
-    write_hdf5(tmp_path / "data_000001.h5", poisson((2, 6, 5)))
-    with h5py.File(tmp_path / "master.h5", "w") as file:
-        file["entry/data/data_000001"] = h5py.ExternalLink("data_000001.h5", "/entry/data/data")
-        file["entry/data/data_000002"] = h5py.ExternalLink("data_000002.h5", "/entry/data/data")  # does not exist
-        file["entry/again"] = h5py.SoftLink("/entry/data/data_000001")
-        file["entry/circle"] = file["entry"]
-        file["entry/instrument/detector/count_time"] = 0.25
-        file["entry/instrument/detector/saturation_value"] = np.array([80])
-    frame = read_frame(tmp_path / "master.h5", index=1)
-    assert frame.attrs["dataset"] == "/entry/data/data_000001"
-    assert (frame.attrs["exposure_time_s"], frame.attrs["saturation"]) == (0.25, 80)
-    np.testing.assert_array_equal(frame["mask"], poisson((2, 6, 5))[1, ::-1] < 80)
-
-
-def _several(path):
-    with h5py.File(path, "w") as file:
-        file["b/image"], file["a"] = poisson((6, 5)), poisson((6, 5))
-
-
-def _group(path):
-    with h5py.File(path, "w") as file:
-        file["data/words"], file["data/table"] = ["text"] * 3, np.zeros((3, 3), [("x", "i4")])
-
-
-def _unwritten(path):
-    with h5py.File(path, "w") as file:
-        file.create_dataset("data", (4, 6, 5), "u2", chunks=(1, 3, 5))[0] = 1
-        file["data"][1, :2] = 1
-
-
-def _virtual(path):
-    write_hdf5(path.parent / "part0.h5", poisson((6, 5)))
-    layout = h5py.VirtualLayout((2, 6, 5), "int32")
-    for i in (0, 1):
-        layout[i] = h5py.VirtualSource(f"part{i}.h5", "/entry/data/data", (6, 5))
-    with h5py.File(path, "w") as file:
-        file.create_virtual_dataset("data", layout)
-
-
-def _external(path):
-    with h5py.File(path, "w") as file:
-        file.create_dataset("data", (6, 5), "u1", external=[("/etc/hostname", 0, 30)])
-
-
-@pytest.mark.parametrize(
-    ("make", "address", "index", "message"),
-    [
-        (_several, "", None, "must name its dataset, got 2 candidates: /a, /b/image; write .*::/a"),
-        (_several, "::/c", None, "must name a dataset of the file, got nothing there; write one of /a, /b/image"),
-        (_several, "::", None, "2 candidates"),
-        (_group, "", None, "without a numeric dataset of two or more dimensions"),
-        (_group, "::/data", None, "must name a dataset, got a group"),
-        (_group, "::/data/words", None, "must hold numbers"),
-        (_group, "::/data/table", None, "must hold numbers"),
-        (_unwritten, "", 3, "must have been written"),
-        (_unwritten, "", 1, "must have been written"),
-        (_virtual, "", 1, "must have all its parts, got no file .*part1.h5"),
-        (_external, "", None, "must hold its own data"),
-        (lambda path: write_hdf5(path, poisson((5,))), "", None, "without a numeric dataset"),
-        (lambda path: write_hdf5(path, np.zeros((0, 6, 5))), "", None, "must be one image"),
-        (lambda path: write_hdf5(path, poisson((5,))), "::/entry/data/data", None, "must be one image"),
-    ],
-)
-def test_hdf5_files_without_the_frame_are_refused(tmp_path, make, address, index, message):
-    path = tmp_path / "scan.h5"
-    make(path)
-    with pytest.raises(FrameError, match=message):
-        read_frame(f"{path}{address}", index=index)
-
-
-def test_what_was_written_of_a_partial_scan_is_read(tmp_path):
-    _unwritten(tmp_path / "scan.h5")
-    assert read_frame(tmp_path / "scan.h5", index=0)["counts"].sum() == 30
-    _virtual(tmp_path / "virtual.h5")
-    np.testing.assert_array_equal(read_frame(tmp_path / "virtual.h5", index=0)["counts"], poisson((6, 5))[::-1])
 
 
 def _edf_elsewhere(path):

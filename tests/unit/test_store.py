@@ -29,7 +29,7 @@ def example() -> xr.Dataset:
 
 
 def values(shard: Shard) -> dict[str, Any]:
-    rng = np.random.default_rng(shard.start)
+    rng = np.random.default_rng(abs(shard.start))
     n = shard.stop - shard.start
     return {"image": rng.random((n, 4, 3), np.float32), "parameters": rng.random((n, 2))}
 

@@ -65,10 +65,10 @@ class Checkout:
         counts = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE)}
         return {name: count for name, count in counts.items() if "_" in name}
 
-    def kill_when(self, ready: Callable[[], bool]) -> None:
+    def kill_when(self, ready: Callable[[], bool], *arguments: str) -> None:
         """Start snakemake and kill -9 it with everything that it started as soon as `ready()`."""
         process = subprocess.Popen(
-            self._command((), "tiny.yaml"),
+            self._command(arguments, "tiny.yaml"),
             cwd=self.folder,
             env=_environment(),
             stdout=subprocess.DEVNULL,

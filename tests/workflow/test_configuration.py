@@ -49,9 +49,12 @@ def test_lint_is_clean(untouched: Checkout) -> None:
 
 WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
     "misspelt key": ({"simulate.simulatoins": 400}, ["simulatoins", "did you mean 'simulations'?"]),
-    "range reversed": ({"sample.materials.Ta.hurst": [0.9, 0.1]}, ["materials.Ta.hurst"]),
-    "thickness negative": ({"sample.expert": [{"thickness_nm": -1.0}]}, ["thickness_nm"]),
-    "shard size": ({"simulate.shard_size": 30}, ["shard_size=30", "simulations=400"]),
+    "range reversed": (
+        {"sample.materials.Ta.hurst": [0.9, 0.1]},
+        ["materials.Ta", "hurst must ascend", "write the lower bound first"],
+    ),
+    "thickness negative": ({"sample.materials.Ta.thickness_nm": [-1.0, 4.0]}, ["thickness_nm"]),
+    "shard size": ({"simulate.shard_size": 40}, ["shard_size=40", "simulations=300"]),
     "not a number": ({"simulate.simulations": float("nan")}, ["simulations"]),
 }
 

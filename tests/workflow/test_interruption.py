@@ -15,7 +15,7 @@ def test_killed_simulation_continues_and_ends_bit_identical(finished: Checkout, 
     def shards() -> int:
         return len(list(checkout.results.glob("simulate/shards-*/*.json")))
 
-    checkout.kill_when(lambda: shards() > 0)
+    checkout.kill_when(lambda: shards() > 0, "simulate")
     kept = shards()
     everything = len(list(finished.results.glob("simulate/shards-*/*.json")))
     assert 0 < kept < everything, "killed in the middle"

@@ -29,7 +29,7 @@ def test_touched_files_and_comments_rerun_nothing(checkout: Checkout) -> None:
 
 
 def learning_rate(checkout: Checkout) -> None:
-    checkout.configure({"models.joint.flow_training.learning_rate": 0.002})
+    checkout.configure({"models.joint.training.flow.learning_rate": 0.002})
 
 
 def acceptance(checkout: Checkout) -> None:

@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
@@ -40,6 +41,11 @@ def logged(snakemake: Any) -> Iterator[None]:
     with open(path, "w", buffering=1) as log, os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1) as terminal:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(log.fileno(), stream.fileno())
+        warnings.showwarning = lambda message, category, file, line, *_: (
+            log.write(  # of libraries: not for the terminal
+                warnings.formatwarning(message, category, file, line)
+            )
+        )
         tee = _Tee(log, terminal, job)
         with redirect_stdout(tee), redirect_stderr(tee):
             try:

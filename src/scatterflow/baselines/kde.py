@@ -66,14 +66,15 @@ def _width(white: Array, log_weights: Array) -> Array:
     left_out = np.arange(0, kernels, -(-kernels // _LEFT_OUT))
     points = white[:, left_out]
     product = points @ np.swapaxes(white, 1, 2)
-    there, here = (white**2).sum(axis=2)[:, None, :], (points**2).sum(axis=2)[:, :, None]
-    others = np.broadcast_to(log_weights[:, None, :], product.shape).copy()
-    others[:, np.arange(len(left_out)), left_out] = -np.inf
+    product[:, np.arange(len(left_out)), left_out] = -np.inf  # no kernel predicts its own centre
+    there, here = (white**2).sum(axis=2), (points**2).sum(axis=2)
     trust = np.exp(log_weights[:, left_out])
     score = np.empty((len(_WIDTHS), len(white)))
     for number, width in enumerate(_WIDTHS):
-        squares = here - 2 * np.sqrt(1 - width**2) * product + (1 - width**2) * there
-        density = _log_sum_exp(others - 0.5 * squares / width**2) - parameters * np.log(width)
+        shrink = np.sqrt(1 - width**2)
+        exponent = product * (shrink / width**2)
+        exponent += (log_weights - 0.5 * (shrink / width) ** 2 * there)[:, None, :]
+        density = _log_sum_exp(exponent) - 0.5 * here / width**2 - parameters * np.log(width)
         score[number] = (trust * density).sum(axis=1)
     return np.asarray(_WIDTHS[score.argmax(axis=0)])
 

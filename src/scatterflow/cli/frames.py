@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import xarray as xr
 
 from scatterflow.cli.output import complain, result
 from scatterflow.config.instrument_file import read_instrument
@@ -34,14 +38,17 @@ def infer(
         raise ConfigError("--incidence-deg", "needs the --instrument whose incidence it is")
     own = read_instrument(instrument, incidence_deg) if instrument is not None else None
     model = load_model(bundle)
-    summaries, names = [], Counter[str]()
+    summaries: list[dict[str, Any]] = []
+    written: set[Path] = set()
     try:
         for each in infer_frames(frames, model, own):
             summaries.append(each.summary())
             if not as_json:
                 print(f"{each.file}: {each.status}, {each.why}", flush=True)
-            if output is not None and each.samples is not None:
-                summaries[-1]["samples"] = str(_write(output, model, each, names))
+            if output is not None and each.samples is not None and each.features is not None:
+                path = _free(output, each.file, written)
+                _write(path, model, each, each.samples, each.features)
+                summaries[-1]["samples"] = str(path)
     finally:  # what is known when a run is stopped is known
         if output is not None:
             write_json(output / "frames.json", summaries)
@@ -54,13 +61,18 @@ def infer(
     return 2 if refused else 0
 
 
-def _write(output: Path, model: Model, frame: FrameResult, names: Counter[str]) -> Path:
-    """Posterior samples of a frame, in a file named after it."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(frame.file).name).strip("-") or "frame"
-    names[name] += 1
-    path = output / (f"{name}.nc" if names[name] == 1 else f"{name}-{names[name]}.nc")
-    assert frame.samples is not None and frame.features is not None  # the caller saw samples  # noqa: PT018
-    samples = frame.samples.expand_dims(observation=[0])
-    density = model.posterior(frame.features).log_prob(samples)
+def _free(folder: Path, file: str, written: set[Path]) -> Path:
+    """A path in `folder` after the frame's own name that this run has not written yet."""
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file).name).strip("-") or "frame"
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    path = next(path for name in names if (path := folder / f"{name}.nc") not in written)
+    written.add(path)
+    return path
+
+
+def _write(path: Path, model: Model, frame: FrameResult, samples: xr.DataArray, features: xr.Dataset) -> None:
+    """Posterior samples (sample, parameter) of a frame with their log densities."""
+    labelled = samples.expand_dims(observation=[0])
+    density = model.posterior(features).log_prob(labelled)
     attrs = {"study": model.study.name, "estimator": model.name, "frame": frame.file, "status": frame.status}
-    return write_posterior(path, samples, density, frame.features, attrs)
+    write_posterior(path, labelled, density, features, attrs)

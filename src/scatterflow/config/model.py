@@ -1,11 +1,88 @@
-"""Placeholder by the lead so that the package imports; helper `models` overwrites this file with its own."""
+"""What is learnt: a conditional variational auto-encoder with a flow, or a flow on the profile alone."""
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+from pydantic import Field
+
 from scatterflow.config.base import Section, option
+from scatterflow.config.training import TrainingConfig
+
+A1 = "arXiv 2210.01543, A.1"
 
 
-class ModelConfig(Section):
-    """Placeholder."""
+class EncoderConfig(Section):
+    """The conditional encoder: a perceptron with one hidden layer (two layers of weights) on the profile and its mask."""
 
-    kind: str = option("cvae-maf", help="kind of model")
+    components: int | None = option(
+        None,
+        ge=1,
+        help="principal components of the training profiles, whitened, that it sees; none: every point, standardised. "
+        "With few simulations 40 generalise better",
+    )
+    hidden: int = option(128, ge=1, help="hidden units", source=A1)
+    outputs: int = option(96, ge=1, help="numbers that describe a profile (the context)", source="the authors' code")
+    dropout: float = option(0.0, ge=0, lt=1, help="share of the hidden units that is dropped while training")
+
+
+class CvaeConfig(Section):
+    """Conditional variational auto-encoder p(image | z, profile), q(z | image, profile), p(z) = N(0, 1)."""
+
+    latent: int = option(4, ge=1, le=64, help="latent variables z", source="the authors' code")
+    channels: tuple[int, ...] = option(
+        (16, 32, 32, 64, 64, 64),
+        min_length=1,
+        help="output channels of the encoder's blocks (convolution of size 3 and stride 2, batch normalisation, SiLU); "
+        "the decoder is their mirror image",
+        source=A1 + ": six blocks",
+    )
+    encoder: EncoderConfig = option(EncoderConfig(), help="conditional encoder", source=A1)
+    sd_floor: float = option(
+        0.01, gt=0, lt=1, help="least standard deviation of a pixel of the rebuilt image (on its scale of 0 to 1)"
+    )
+    kl_weight: float = option(
+        1.0,
+        gt=0,
+        help="weight of the Kullback-Leibler term of equation 3. With few simulations 20 keeps q(z) at p(z), which the "
+        "profile-only mode relies on",
+        source=A1,
+    )  # fmt: skip
+
+
+class FlowConfig(Section):
+    """Conditional masked autoregressive flow in the normal coordinate; it starts as the exact prior."""
+
+    family: Literal["maf"] = option("maf", help="masked autoregressive flow of the nflows library", source=A1)
+    transforms: int = option(8, ge=1, help="autoregressive transforms", source=A1)
+    hidden: int = option(128, ge=1, help="hidden units of each transform", source=A1)
+    layers: int = option(2, ge=1, help="residual layers of each transform", source=A1)
+    dropout: float = option(0.0, ge=0, lt=1, help="share of the hidden units that is dropped while training")
+    permutation: Literal["random", "reverse"] = option("random", help="order of the parameters between transforms")
+    encoder: EncoderConfig = option(EncoderConfig(), help="encoder of the flow's condition", source=A1)
+    mix_prior: bool = option(
+        True,
+        help="mix the prior into the posterior, with the share that is best on the validation rows: no density is far "
+        "below the prior's, however wrong the flow is (a defensive mixture)",
+        source="Hesterberg 1995, doi:10.1080/00401706.1995.10484303",
+    )
+
+
+class CvaeMafConfig(Section):
+    """CVAE and flow p(parameters | profile, z): equation 1 with image and profile, or with the profile alone."""
+
+    kind: Literal["cvae-maf"] = option("cvae-maf", help="what is trained")
+    cvae: CvaeConfig = option(CvaeConfig(), help="conditional variational auto-encoder")
+    flow: FlowConfig = option(FlowConfig(), help="conditional flow")
+    training: TrainingConfig = option(TrainingConfig(), help="how it is trained")
+
+
+class MafProfileConfig(Section):
+    """Flow p(parameters | profile) without latent variables: the control of the profile-only mode."""
+
+    kind: Literal["maf-profile"] = option("maf-profile", help="what is trained")
+    flow: FlowConfig = option(FlowConfig(), help="conditional flow")
+    training: TrainingConfig = option(TrainingConfig(), help="how it is trained")
+
+
+ModelConfig = Annotated[CvaeMafConfig | MafProfileConfig, Field(discriminator="kind")]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from scatterflow.report.metrics import Estimator, StudyMetrics, Verdict
-from scatterflow.report.numbers import percent, plus_minus
+from scatterflow.report.numbers import estimate, percent, plus_minus
 
 SIGMAS = 5.0  # an information gain counts as real when it is positive by so many standard errors
 
 
 def works(estimator: Estimator) -> bool:
-    """True if the estimator tells more than the prior: as evaluated, or information gain positive by 5 standard errors."""
+    """True if it tells more than the prior: as evaluated, or information gain positive by 5 standard errors."""
     if estimator.works is not None:
         return estimator.works
     gain = estimator.information_gain
@@ -86,7 +86,8 @@ def _alarm_sentence(metrics: StudyMetrics) -> str:
     outside = [frame for frame in judged if frame.status == "outside"]
     if outside:
         parts.append(
-            f"{len(outside)} of {len(judged)} real frames lie outside what the model knows: their parameters mean nothing."
+            f"{len(outside)} of {len(judged)} real frames lie outside what the model knows: parameters inferred there "
+            "mean nothing."
         )
     return " ".join(parts)
 
@@ -97,6 +98,6 @@ def _failing(metrics: StudyMetrics) -> str:
         gain = estimator.information_gain
         if works(estimator):
             continue
-        number = f" ({plus_minus(gain.mean, gain.se)} nats)" if gain and gain.mean is not None else ""
+        number = f" ({estimate(gain)} nats)" if gain else ""
         failing.append(f"{label(metrics, name)}{number}")
     return f"Does not work: {'; '.join(failing)}." if failing else ""

@@ -18,7 +18,10 @@ class Loose(BaseModel):
 
 
 class Mean(Loose):
-    """A mean over `n` observations with its standard error; `sd` where the spread is meant, `sigmas` = mean / se."""
+    """A mean over `n` observations with its standard error; `sd` where the spread is meant, `sigmas` = mean / se.
+
+    A mean of log-probabilities is none (minus infinity) where `impossible` truths have zero density.
+    """
 
     mean: float | None = None
     se: float | None = None
@@ -26,6 +29,7 @@ class Mean(Loose):
     n: int | None = None
     truncated_mean: float | None = None
     sigmas: float | None = None
+    impossible: int | None = None
 
 
 class Coverage(Loose):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-NONE = "–"
+from scatterflow.report.metrics import Mean
+
+NONE = "\N{EN DASH}"
 
 
 def plus_minus(mean: float | None, error: float | None) -> str:
@@ -15,6 +17,15 @@ def plus_minus(mean: float | None, error: float | None) -> str:
         return significant(mean)
     digits = min(max(1 - math.floor(math.log10(error)), 0), 8)
     return minus(f"{mean:,.{digits}f} ± {error:.{digits}f}")
+
+
+def estimate(value: Mean | None) -> str:
+    """A mean with its standard error; minus infinity where some truths have zero density."""
+    if value is None:
+        return NONE
+    if value.mean is None and value.impossible:
+        return f"\N{MINUS SIGN}∞ (zero density at {value.impossible:,} of {value.n or 0:,} truths)"
+    return plus_minus(value.mean, value.se)
 
 
 def significant(value: float | None, digits: int = 3) -> str:
@@ -49,4 +60,4 @@ def seconds(value: float | None) -> str:
 
 def minus(text: str) -> str:
     """A true minus sign in front of negative numbers."""
-    return "−" + text[1:] if text.startswith("-") else text
+    return "\N{MINUS SIGN}" + text[1:] if text.startswith("-") else text

@@ -14,10 +14,10 @@ from scatterflow.report import tables
 from scatterflow.report.depth import depth_profile
 from scatterflow.report.figures import detector, posterior, profiles
 from scatterflow.report.gallery import Gallery, Picture, Row, Section
+from scatterflow.report.headline import best_model, label
 from scatterflow.report.numbers import significant
 from scatterflow.report.products import Products
 from scatterflow.report.style import estimator_styles
-from scatterflow.report.headline import best_model, label
 
 Array = NDArray[np.float64]
 _PRIOR_DRAWS = 4000
@@ -67,26 +67,27 @@ def image_picture(products: Products, data: xr.Dataset, name: str, what: str, ga
     instrument = products.study.config.instrument
     if "full" in data:
         counts, qz, qy = data["full"].values.astype(float), data["qz_full"].values, data["qy_full"].values
-        kind = "whole detector"
+        kind, unit = "whole detector", "counts per pixel"
     elif "image" in data:
         counts = data["image"].values.astype(float)
         if "mask_image" in data:
             counts = np.where(data["mask_image"].values.astype(bool), counts, np.nan)
         qz, qy = view_axes(instrument, "image")
-        kind = "coarse image that the network sees"
+        kind, unit = "coarse image that the network sees", "counts per bin"
     else:
         return None
     truth = data["truth"].values.astype(float)
     lines = lines_of(instrument, yoneda_layers(products, truth))
-    figure = detector.detector_image(counts, qz, qy, lines, masked_in_q(instrument))
+    figure = detector.detector_image(counts, qz, qy, lines, masked_in_q(instrument), unit)
     named = ", ".join(f"{key} {value:.3f} nm⁻¹" for key, value in lines.items())
     valid = counts[np.isfinite(counts)]
     return gallery.add(
         f"{name}-image",
         figure,
-        f"Detector image of {what} against q y and q z on a logarithmic colour scale, with {named}; masked pixels hatched.",
-        f"Detector image of {what} ({kind}, {counts.shape[0]} × {counts.shape[1]} bins, {significant(float(valid.min()))} to "
-        f"{significant(float(valid.max()))} counts). Hatched: masked. Lines: {named}.",
+        f"Detector image of {what} against q y and q z on a logarithmic colour scale, with {named}; masked: hatched.",
+        f"Detector image of {what} ({kind}, {counts.shape[0]} by {counts.shape[1]} bins, "
+        f"{significant(float(valid.min()))} to {significant(float(valid.max()))} {unit}). Hatched: masked. "
+        f"Lines: {named}.",
         png=True,
     )
 
@@ -106,7 +107,10 @@ def profile_picture(qz: Array, data: xr.Dataset, name: str, what: str, gallery: 
         sd = np.maximum(data["predictive_sd"].values.astype(float), 1e-4)
         residual = (profile - data["predictive_mean"].values.astype(float)) / sd
         inside = float((np.abs(residual[mask]) < 2).mean())
-        words = f" {100 * inside:.0f} % of the {int(mask.sum())} valid points lie within 2 σ of the predictive mean."
+        words = (
+            f" {100 * inside:.0f} % of the {int(mask.sum())} valid points lie within 2 standard deviations of the "
+            "predictive mean."
+        )
     lowest = min(bands, default=0.5)
     if lowest < 0.5:
         within = (profile >= bands[lowest]) & (profile <= bands[round(1 - lowest, 6)])
@@ -170,9 +174,7 @@ def _compared(products: Products, names: list[str], best: str) -> list[str]:
     return models[:_MODELS] + baselines[:_BASELINES]
 
 
-def _key(
-    products: Products, shown: list[str], styles: dict[str, Any], key: str, draws: int, gallery: Gallery
-) -> Row:
+def _key(products: Products, shown: list[str], styles: dict[str, Any], key: str, draws: int, gallery: Gallery) -> Row:
     labels = {name: label(products.metrics, name) for name in shown}
     picture = gallery.add(
         f"{key}-key",
@@ -205,10 +207,11 @@ def _depth_picture(
     return gallery.add(
         f"{key}-depth",
         profiles.depth(grid, curves, true, interfaces),
-        f"Dispersion delta against depth of {what}: posterior median and bands of {estimator}, and the truth; the 90 percent "
-        f"band holds the truth over {100 * share:.0f} percent of the depth.",
-        f"Layer profile of {what}: {len(used)} posterior samples of {estimator} with graded ({sample.transient}) interfaces; "
-        f"the 90 % band holds the truth over {100 * share:.0f} % of the depth shown. Dotted: true interfaces.",
+        f"Dispersion delta against depth of {what}: posterior median and bands of {estimator}, and the truth; the "
+        f"90 percent band holds the truth over {100 * share:.0f} percent of the depth.",
+        f"Layer profile of {what}: {len(used)} posterior samples of {estimator} with graded ({sample.transient}) "
+        f"interfaces, seed {study.seed}; the 90 % band holds the truth over {100 * share:.0f} % of the depth shown. "
+        "Dotted: true interfaces.",
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 import yaml
+from markupsafe import Markup
 
 from scatterflow import provenance
 from scatterflow.config.study import RunConfig
@@ -147,7 +148,7 @@ def render(run: RunConfig, pages: Sequence[StudyPage], config_sha256: str, commi
     missing = [(page.name, item) for page in pages for item in page.products.missing]
     content: dict[str, Any] = {
         "run": run.run,
-        "style": jinja2.utils.markupsafe.Markup(style),
+        "style": Markup(style),
         "pages": pages,
         "missing": missing,
         "provenance": provenance_table(run, pages, config_sha256, commit),

@@ -71,7 +71,7 @@ def read_history(path: Path) -> pd.DataFrame:
         history = pd.read_csv(path)
     except (OSError, ValueError) as error:
         raise StoreError(str(path), "must be a table of losses", str(error), remedy) from None
-    if not HISTORY_COLUMNS <= set(history.columns):
+    if not HISTORY_COLUMNS.issubset(history.columns):
         raise StoreError(str(path), f"must have columns {sorted(HISTORY_COLUMNS)}", list(history.columns), remedy)
     return history
 
@@ -110,7 +110,7 @@ def read_products(study: Study, folder: Path) -> Products:
             frame_arrays = read_groups(path, "run `scatterflow infer` again")
         seen = {Path(frame.file).name for frame in frames if frame.status != "missing"}
         lost = [name for name in wanted if Path(name).name not in seen]
-        if lost and frames != [] or lost and path is not None:
+        if lost and (frames or (folder / "infer/frames.json").exists()):
             missing.append(Missing(f"{len(lost)} of {len(wanted)} real frames: {', '.join(lost)}", "make data"))
     return Products(study, metrics, raw, arrays, frames, frame_arrays, histories, manifest, missing)
 

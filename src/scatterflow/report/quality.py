@@ -8,11 +8,13 @@ from scatterflow.report import tables
 from scatterflow.report.figures import calibration, detector, overview
 from scatterflow.report.gallery import Gallery, Section
 from scatterflow.report.headline import label, works
-from scatterflow.report.numbers import percent, plus_minus, seconds, significant
+from scatterflow.report.metrics import Mean
+from scatterflow.report.numbers import estimate, percent, seconds, significant
 from scatterflow.report.observation import view_axes
 from scatterflow.report.products import Products
 from scatterflow.report.style import estimator_styles
 
+_ENGINES = {"bornagain": "BornAgain"}
 _EVALUATE = "Nothing to show: run `snakemake evaluate`."
 
 
@@ -22,30 +24,23 @@ def comparison(products: Products, gallery: Gallery) -> Section:
     if not metrics.estimators:
         return Section("estimators", title, missing=_EVALUATE)
     styles = estimator_styles(metrics.estimators)
-    gains = []
+    gains, words = [], []
     for name, estimator in metrics.estimators.items():
         gain = estimator.information_gain
-        if gain and gain.mean is not None:
-            gains.append(
-                overview.Gain(
-                    label(metrics, name),
-                    gain.mean,
-                    gain.se or 0.0,
-                    gain.truncated_mean,
-                    works(estimator),
-                    styles[name][0],
-                )
-            )
+        if gain and (gain.mean is not None or gain.impossible):
+            trimmed = gain.truncated_mean if gain.mean is not None else None
+            full, color = label(metrics, name), styles[name][0]
+            gains.append(overview.Gain(full, gain.mean, gain.se or 0.0, trimmed, works(estimator), color))
+            words.append(f"{full} {estimate(gain)} nats")
     pictures = []
     if gains:
-        words = "; ".join(f"{gain.label} {plus_minus(gain.mean, gain.se)} nats" for gain in gains)
         pictures.append(
             gallery.add(
                 "information-gain",
                 overview.information_gain(gains),
-                f"Information gain of each estimator over the exact prior with error bars. {words}.",
-                f"Mean information gain log q(θ|x) − log p(θ) over the exact prior (zero line), bars: 5 standard errors, tick: "
-                f"trimmed mean; hollow: does not work. {products.samples}.",
+                f"Information gain of each estimator over the exact prior with error bars. {'; '.join(words)}.",
+                "Mean of log q(θ|x) \N{MINUS SIGN} log p(θ), the information gained over the exact prior (zero "
+                f"line). Bars: 5 standard errors; tick: trimmed mean; hollow: does not work. {products.samples}.",
             )
         )
     count = len(products.study.prior.names)
@@ -84,11 +79,18 @@ def calibrated(products: Products, gallery: Gallery) -> Section:
                 gallery.add(
                     f"coverage-{variable}",
                     calibration.curve_against_diagonal(
-                        level, curves, styles, labels, n, "credibility level", "coverage − level / points", confidence
+                        level,
+                        curves,
+                        styles,
+                        labels,
+                        n,
+                        "credibility level",
+                        "coverage \N{MINUS SIGN} level / points",
+                        confidence,
                     ),
                     f"Coverage of {what} minus the level, for each estimator. {words}.",
-                    f"Coverage of {what}: above zero too wide, below too narrow; grey: {100 * confidence:.0f} % binomial "
-                    f"band. {words}. {products.samples}.",
+                    f"Coverage of {what}: above zero too wide, below too narrow; grey: {100 * confidence:.0f} % "
+                    f"binomial band. {words}. {products.samples}.",
                 )
             )
     if "sbc" in arrays:
@@ -125,24 +127,26 @@ def rebuilt(products: Products, gallery: Gallery) -> Section:
         return Section("reconstruction", title, missing=_EVALUATE)
     qz, qy = view_axes(products.study.config.instrument, "image")
     facts = products.metrics.reconstruction or {}
-    number = {
-        key: value for key, value in facts.items() if isinstance(value, int | float) and not isinstance(value, bool)
-    }
-    words = "; ".join(f"{key.replace('_', ' ')} {significant(float(value))}" for key, value in number.items())
+    overall = {key: Mean.model_validate(value) for key, value in facts.items() if isinstance(value, dict)}
+    words = "; ".join(f"{key.replace('_', ' ')} {estimate(value)}" for key, value in overall.items())
+    words += f" (n = {max(value.n or 0 for value in overall.values()):,})" if overall else ""
     pictures = []
     shown = data if "example" in data.dims else data.expand_dims("example")
     for index in range(min(shown.sizes["example"], 2)):
         one = shown.isel(example=index)
         image, mean = one["image"].values.astype(float), one["rebuilt"].values.astype(float)
+        if "mask_image" in one:
+            valid = one["mask_image"].values.astype(bool)
+            image, mean = np.where(valid, image, np.nan), np.where(valid, mean, np.nan)
         sd = one["rebuilt_sd"].values.astype(float) if "rebuilt_sd" in one else None
-        error = float(np.abs(image - mean).mean())
+        error = float(np.nanmean(np.abs(image - mean)))
         pictures.append(
             gallery.add(
                 f"reconstruction-{index}",
                 detector.reconstruction(image, mean, sd, qz, qy),
-                f"Image, image rebuilt from its profile, and their difference; mean absolute error {significant(error)}.",
+                f"Image, image rebuilt from its profile, and difference; mean absolute error {significant(error)}.",
                 f"Held-back example {index + 1}: mean absolute error {significant(error)} of the scaled log counts. "
-                f"{words + '. ' if words else ''}Seed {products.study.seed}.",
+                f"{'Over all held-back simulations: ' + words + '. ' if words else ''}Seed {products.study.seed}.",
                 png=True,
             )
         )
@@ -159,15 +163,16 @@ def training(products: Products, gallery: Gallery) -> Section:
         return Section("training", title, missing="No losses to show: run `snakemake train`.")
     pictures = []
     for model, history in products.histories.items():
-        best = history["val_loss"].min()
+        lowest = significant(float(history["val_loss"].min()), 4)
         duration = f", {seconds(float(history['seconds'].max()))}" if "seconds" in history else ""
         phases = list(dict.fromkeys(str(phase) for phase in history["phase"])) if "phase" in history else []
+        parts = f" in phases {', '.join(phases)}" if len(phases) > 1 else ""
         pictures.append(
             gallery.add(
                 f"losses-{model}",
                 overview.losses(history),
-                f"Training and validation loss of {model} against epoch; lowest validation loss {significant(float(best), 4)}.",
-                f"{model}: {len(history)} epochs{' in phases ' + ', '.join(phases) if len(phases) > 1 else ''}{duration}; "
+                f"Training and validation loss of {model} against epoch; lowest validation loss {lowest}.",
+                f"{model}: {len(history)} epochs{parts}{duration}; "
                 f"dot: lowest validation loss. n = {_training_rows(products):,} training and "
                 f"{products.study.config.simulate.validation:,} validation simulations, seed {products.study.seed}.",
             )
@@ -185,7 +190,9 @@ def costs(products: Products, gallery: Gallery) -> Section:
     metrics, manifest, title = products.metrics, products.manifest, "What it cost"
     if not metrics.cost:
         return Section("cost", title, missing="No cost was recorded: run `snakemake evaluate`.")
-    wall = {stage: entry.seconds for stage, entry in metrics.cost.items() if entry.seconds is not None}
+    wall = {
+        name.replace("_", " "): entry.seconds for name, entry in tables.in_order(metrics) if entry.seconds is not None
+    }
     pictures = []
     if wall:
         total = sum(wall.values())
@@ -204,9 +211,10 @@ def costs(products: Products, gallery: Gallery) -> Section:
     if core and simulations:
         every = sum(entry.core_seconds or 0.0 for entry in metrics.cost.values())
         share = f", {percent(min(core / every, 1.0))} of all core time" if every else ""
-        engine = manifest.get("engine", products.study.config.forward.engine)
+        engine = str(manifest.get("engine", products.study.config.forward.engine))
+        version = manifest.get("versions", {}).get(engine, "")
         lead = (
-            f"{engine} {manifest.get('versions', {}).get(engine, '')} simulated {simulations:,} samples in {seconds(core)} "
+            f"{_ENGINES.get(engine, engine)} {version} simulated {simulations:,} samples in {seconds(core)} "
             f"of core time{share} ({seconds(core / simulations)} each)."
         )
-    return Section("cost", title, lead, pictures, tables=[tables.cost(metrics, manifest)])
+    return Section("cost", title, lead, pictures, tables=[tables.cost(metrics)])

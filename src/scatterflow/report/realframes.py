@@ -8,7 +8,7 @@ import xarray as xr
 from scatterflow.report.figures import detector, overview
 from scatterflow.report.gallery import Gallery, Picture, Section
 from scatterflow.report.metrics import FrameVerdict
-from scatterflow.report.numbers import percent, significant
+from scatterflow.report.numbers import NONE, percent, significant
 from scatterflow.report.observation import profile_picture, view_axes
 from scatterflow.report.products import Products
 from scatterflow.report.tables import Table
@@ -51,7 +51,7 @@ def _table(frames: list[FrameVerdict]) -> Table:
     rows = []
     for frame in frames:
         scores = [frame.scores.get(name) for name in names]
-        cells = [f"{significant(s.value)} ({significant(s.threshold)})" if s else "–" for s in scores]
+        cells = [f"{significant(s.value)} ({significant(s.threshold)})" if s else NONE for s in scores]
         rows.append([frame.file, frame.set, frame.status, *cells, frame.why])
     return Table("Verdict per frame", heads, rows)
 
@@ -93,13 +93,13 @@ def _thumbnail(arrays: xr.Dataset, frame: FrameVerdict, index: int, gallery: Gal
     lines = {
         name: float(arrays.attrs[f"{name}_qz"]) for name in ("horizon", "specular") if f"{name}_qz" in arrays.attrs
     }
-    figure = detector.detector_image(counts, arrays["qz"].values, arrays["qy"].values, lines)
+    figure = detector.detector_image(counts, arrays["qz"].values, arrays["qy"].values, lines, unit="counts per pixel")
     masked = float(np.isnan(counts).mean())
     return gallery.add(
         f"frame-{index}-image",
         figure,
-        f"Detector frame {frame.file} against q y and q z on a logarithmic colour scale, {percent(masked)} masked (hatched).",
-        f"{frame.file}: {frame.status}. {counts.shape[0]} × {counts.shape[1]} bins, {percent(masked)} masked (hatched).",
+        f"Detector frame {frame.file} against q y and q z on a logarithmic colour scale, {percent(masked)} masked.",
+        f"{frame.file}: {frame.status}. {counts.shape[0]} by {counts.shape[1]} bins; hatched: masked.",
         png=True,
     )
 

@@ -10,13 +10,22 @@ from collections.abc import Iterable
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.typing import LineStyleType
 
 INK, MUTED, GRID, SHADE, PAPER = "#1f2328", "#6e7781", "#d8dee4", "#e3e7eb", "#ffffff"
 # Okabe & Ito's colours, told apart by people with any colour vision: https://jfly.uni-koeln.de/color/
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1, 1, 1)))  # colour is never the only difference
+LINES: tuple[LineStyleType, ...] = (
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1)),
+    (0, (3, 1, 1, 1, 1, 1)),
+)  # colour is never the only difference
 MARKERS = ("o", "s", "D", "^", "v", "P")
+Style = tuple[str, LineStyleType, str]  # colour, line, marker
 
 # the same colours on dark paper: an SVG swaps them itself where the reader prefers dark
 _DARK = {
@@ -65,7 +74,8 @@ _RC = {
     "figure.constrained_layout.use": True,
 }
 
-styled = matplotlib.rc_context(_RC)  # decorates every function that draws or saves
+# decorates every function that draws or saves
+styled = matplotlib.rc_context(_RC)  # type: ignore[arg-type]  # wants a dict of literals
 
 WIDTH, HEIGHT = 4.4, 3.1  # inches; at this width the text stays readable when a phone scales the figure down
 
@@ -108,7 +118,7 @@ def data_uri(svg: str) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(dark.encode()).decode()
 
 
-def estimator_styles(names: Iterable[str]) -> dict[str, tuple[str, object, str]]:
+def estimator_styles(names: Iterable[str]) -> dict[str, Style]:
     """(colour, line style, marker) of each estimator, by its place in `names`: the same in all figures of a study."""
     return {
         name: (CYCLE[i % len(CYCLE)], LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scatterflow.prior import Prior
-from scatterflow.report.metrics import Mean, StudyMetrics
-from scatterflow.report.numbers import NONE, percent, plus_minus, seconds, significant
 from scatterflow.report.headline import label, works
+from scatterflow.report.metrics import Cost, Mean, StudyMetrics
+from scatterflow.report.numbers import NONE, estimate, percent, plus_minus, seconds, significant
 
 Array = NDArray[np.float64]
+_STAGES = ("simulate", "preprocess", "train", "baseline", "infer", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,6 @@ class Table:
     heads: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
-
-
-def _mean(value: Mean | None) -> str:
-    if value is None:
-        return NONE
-    return plus_minus(value.mean, value.se)
 
 
 def _share(value: Mean | float | None) -> str:
@@ -45,8 +39,8 @@ def estimators(metrics: StudyMetrics) -> Table:
     ]  # fmt: skip
     prior = metrics.prior
     rows = [
-        ["exact prior", "0", "0", _mean(prior.get("log_prob")), _mean(prior.get("mae_median")), _mean(prior.get("mae_map")),
-         NONE, "90 %", "0.0 %", NONE, NONE, NONE]
+        ["exact prior", "0", "0", estimate(prior.get("log_prob")), estimate(prior.get("mae_median")),
+         estimate(prior.get("mae_map")), NONE, "90 %", "0.0 %", NONE, NONE, NONE]
     ]  # fmt: skip
     for name, estimator in metrics.estimators.items():
         gain, distance, coverage = estimator.information_gain, estimator.wasserstein_to_abc, estimator.coverage
@@ -54,11 +48,11 @@ def estimators(metrics: StudyMetrics) -> Table:
         rows.append(
             [
                 label(metrics, name),
-                _mean(gain),
-                significant(gain.truncated_mean) if gain else NONE,
-                _mean(estimator.log_prob),
-                _mean(estimator.mae_median),
-                _mean(estimator.mae_map),
+                estimate(gain),
+                significant(gain.truncated_mean) if gain and not gain.impossible else NONE,
+                estimate(estimator.log_prob),
+                estimate(estimator.mae_median),
+                estimate(estimator.mae_map),
                 plus_minus(distance.mean, distance.sd or distance.se) if distance else NONE,
                 percent(at[0]) if at else NONE,
                 _share(estimator.outside_support_share),
@@ -69,9 +63,10 @@ def estimators(metrics: StudyMetrics) -> Table:
         )
     count = f"n = {metrics.n_held_back:,} held-back simulations; " if metrics.n_held_back else ""
     notes = [
-        f"{count}mean ± standard error (W: ± standard deviation). Log-probabilities are natural logs of the density of the "
-        "truth over parameters scaled to [0, 1] by their prior's box; the information gain is that of the exact prior "
-        "subtracted. MAE is in units of the prior's range. W: one-dimensional Wasserstein distance of marginals, same units."
+        f"{count}mean ± standard error (W: ± standard deviation). Log-probabilities are natural logs of the density of "
+        "the truth over parameters scaled to [0, 1] by their prior's box; the information gain is that of the exact "
+        "prior subtracted. MAE is in units of the prior's range. W: one-dimensional Wasserstein distance of marginals, "
+        "in the same units."
     ]
     return Table("All estimators on held-back simulations", heads, rows, notes)
 
@@ -174,12 +169,20 @@ def coverage(metrics: StudyMetrics) -> Table | None:
     return Table("Coverage", ["level", *(label(metrics, name) for name in tested), "expected"], rows)
 
 
-def cost(metrics: StudyMetrics, manifest: Mapping[str, Any]) -> Table:
+def in_order(metrics: StudyMetrics) -> list[tuple[str, Cost]]:
+    """The cost of the rules in the order of the stages."""
+    rank = {stage: place for place, stage in enumerate(_STAGES)}
+    return sorted(
+        metrics.cost.items(), key=lambda item: next((rank[stage] for stage in _STAGES if stage in item[0]), len(rank))
+    )
+
+
+def cost(metrics: StudyMetrics) -> Table:
     """Wall time, core time and memory of each stage."""
-    rows = [
-        [stage, seconds(entry.seconds), seconds(entry.core_seconds), f"{entry.max_rss_mb:,.0f} MB" if entry.max_rss_mb else NONE]
-        for stage, entry in metrics.cost.items()
-    ]  # fmt: skip
+    rows = []
+    for name, entry in in_order(metrics):
+        memory = f"{entry.max_rss_mb:,.0f} MB" if entry.max_rss_mb else NONE
+        rows.append([name.replace("_", " "), seconds(entry.seconds), seconds(entry.core_seconds), memory])
     total = sum(entry.seconds or 0.0 for entry in metrics.cost.values())
     cores = [entry.core_seconds for entry in metrics.cost.values() if entry.core_seconds is not None]
     rows.append(["all stages", seconds(total), seconds(sum(cores)) if cores else NONE, NONE])

@@ -9,6 +9,7 @@ from pathlib import Path
 import dask
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from scatterflow import provenance
 from scatterflow.errors import StoreError
@@ -38,8 +39,10 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
         )
     store = open_store(place.store).isel(simulation=slice(0, config.simulations))
     features = study.preprocess(study.observe(store[list(study.views)]))
-    features["parameters"] = store["parameters"]
-    features = features.assign_coords(split=("simulation", splits(study)))
+    # texts have no stable type in Zarr v3: parameters are named again at loading, splits are numbers with meanings
+    features["parameters"] = store["parameters"].drop_vars(["parameter", "unit"], errors="ignore")
+    flags = {"flag_values": list(range(len(SPLITS))), "flag_meanings": " ".join(SPLITS)}
+    features["split"] = ("simulation", splits(study).astype(np.uint8), flags)
     features.attrs = {"study": study.name, "kind": study.kind, "identity": study.features_identity()}
     target = folder / "preprocess" / f"features-{features.attrs['identity'][:12]}.zarr"
     with replacing(target) as temporary, dask.config.set(scheduler="threads"):
@@ -52,19 +55,18 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "identity": features.attrs["identity"],
             "features": target.name,
             "simulations": config.simulations,
-            "splits": {name: int((features["split"].values == name).sum()) for name in SPLITS},
+            "splits": dict(zip(SPLITS, np.bincount(splits(study), minlength=len(SPLITS)).tolist(), strict=True)),
             "seconds": round(time.monotonic() - start, 3),
             "versions": provenance.versions(("numpy", "xarray", "zarr")),
         },
     )
 
 
-def splits(study: Study) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
-    """Role of each simulation: the first rows are held back, then come validation and training rows."""
+def splits(study: Study) -> NDArray[np.intp]:
+    """Role of each simulation as an index of SPLITS: held back first, then validation, then training rows."""
     config = study.config.simulate
-    index = np.arange(config.simulations)
     borders = [config.held_back, config.held_back + config.validation]
-    return np.array(SPLITS)[np.searchsorted(borders, index, side="right")]
+    return np.searchsorted(borders, np.arange(config.simulations), side="right")
 
 
 def load(study: Study, folder: Path) -> xr.Dataset:
@@ -80,7 +82,11 @@ def load(study: Study, folder: Path) -> xr.Dataset:
     path = folder / "preprocess" / manifest["features"]
     if not path.is_dir():
         raise StoreError(f"{path}", "must exist", remedy="run `scatterflow preprocess`")
-    return xr.open_zarr(path, consolidated=False).isel(simulation=slice(0, manifest["simulations"]))
+    features = xr.open_zarr(path, consolidated=False)
+    roles = np.array(SPLITS)[features["split"].values]
+    return features.assign_coords(
+        split=("simulation", roles), parameter=list(study.prior.names), unit=("parameter", list(study.prior.units))
+    )
 
 
 def rows(features: xr.Dataset, *split: str) -> xr.Dataset:

@@ -200,7 +200,10 @@ def _probe(study: Study) -> float:
     """Seconds per simulation, from one chunk (the first call also loads libraries: `_prepare` has made it)."""
     theta = study.prior.sample(study.config.simulate.chunk_size)
     began = time.perf_counter()
-    study.simulate(theta)
+    try:
+        study.simulate(theta)
+    except SimulationError:
+        return time.perf_counter() - began  # its shard will say why; until then this is a guess
     return (time.perf_counter() - began) / len(theta)
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from scatterflow.report.style import CYCLE, GRID, MUTED, blank, legend_above, styled
+from scatterflow.report.style import CYCLE, GRID, MUTED, Style, blank, legend_above, styled
 
 Array = NDArray[np.float64]
 _BAND_DRAWS = 2000  # simulated sets of uniform ranks: the band's edge is known to a few percent of its width
@@ -44,7 +44,7 @@ def simultaneous_band(n: int, confidence: float) -> tuple[Array, Array, Array]:
 
 @styled
 def curve_against_diagonal(
-    level: Array, curves: Mapping[str, Array], styles: Mapping[str, tuple[str, object, str]],
+    level: Array, curves: Mapping[str, Array], styles: Mapping[str, Style],
     labels: Mapping[str, str], n: int, xlabel: str, ylabel: str, confidence: float = 0.99,
 ) -> Figure:  # fmt: skip
     """Observed minus nominal share, in percentage points, of each estimator with the binomial band around zero."""
@@ -87,7 +87,7 @@ def rank_ecdf(ranks: Array, draws: int, parameters: list[str], confidence: float
         named.add(quantity)
         color = CYCLE[quantities.index(quantity) % len(CYCLE)]
         axes.plot(u, difference, color=color, linewidth=1.8 if outside else 0.8, label=label)
-    axes.set(xlabel="rank of the truth among the samples, scaled", ylabel="ECDF − uniform", xlim=(0, 1))
+    axes.set(xlabel="rank of the truth among the samples, scaled", ylabel="ECDF \N{MINUS SIGN} uniform", xlim=(0, 1))
     legend_above(axes, columns=3)
     return figure
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from scatterflow.report.style import INK, MUTED, SHADE, blank, styled
@@ -37,10 +37,12 @@ def detector_image(
     qy: Array,
     lines: dict[str, float],
     masked: Sequence[tuple[float, float, float, float]] = (),
+    unit: str = "counts per bin",
 ) -> Figure:
     """Counts (z, y) on a log scale against qy and qz [nm^-1]; NaN is hatched as masked.
 
-    `lines` are qz [nm^-1] of named horizontal lines, `masked` rectangles (qy0, qz0, qy1, qz1) hatched on the image.
+    `lines` are qz [nm^-1] of named horizontal lines, `masked` rectangles (qy0, qz0, qy1, qz1) hatched on the
+    image, `unit` that of the colours.
     """
     figure = blank(height=4.6)
     axes = figure.add_subplot()
@@ -67,16 +69,23 @@ def detector_image(
         axes.text(right - 0.015 * (right - left), height, name, color=_ON_IMAGE, ha="right", va="bottom", fontsize=8)
     axes.set(xlabel="q$_y$ / nm⁻¹", ylabel="q$_z$ / nm⁻¹")
     ticks = LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,))
-    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=32, ticks=ticks, format=FuncFormatter(lambda x, _: f"{x:,.4g}"))
+    bar = figure.colorbar(
+        mesh,
+        ax=axes,
+        pad=0.02,
+        aspect=32,
+        ticks=ticks,
+        format=FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"),
+    )
     bar.ax.yaxis.set_minor_formatter(NullFormatter())
-    bar.set_label("counts per bin")
-    bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib's stub declares the outline as a plain object
+    bar.set_label(unit)
+    bar.outline.set_visible(False)
     return figure
 
 
 @styled
 def reconstruction(image: Array, rebuilt: Array, rebuilt_sd: Array | None, qz: Array, qy: Array) -> Figure:
-    """An image (z, y) in [0, 1], the mean of images rebuilt from its profile, and their difference (in sd, if given)."""
+    """An image (z, y) in [0, 1], the mean of images rebuilt from its profile, and the difference (in sd, if given)."""
     figure = blank(height=3.9)
     residual = image - rebuilt if rebuilt_sd is None else (image - rebuilt) / np.maximum(rebuilt_sd, 1e-3)
     limit = float(np.nanmax(np.abs(residual))) or 1.0
@@ -98,5 +107,5 @@ def reconstruction(image: Array, rebuilt: Array, rebuilt_sd: Array | None, qz: A
     for mesh, group, label in ((meshes[0], all_axes[:2], "scaled log counts"), (meshes[2], all_axes[2:], unit)):
         bar = figure.colorbar(mesh, ax=list(group), location="bottom", aspect=16 if len(group) == 2 else 8)
         bar.set_label(label)
-        bar.outline.set_visible(False)  # type: ignore[operator]  # as above
+        bar.outline.set_visible(False)
     return figure

@@ -14,10 +14,10 @@ from scatterflow.report.style import BLUE, GRID, INK, LINES, MUTED, VERMILLION, 
 
 
 class Gain(NamedTuple):
-    """Information gain of one estimator [nats]."""
+    """Information gain of one estimator [nats]; `mean` is none where it is minus infinity."""
 
     label: str
-    mean: float
+    mean: float | None
     se: float
     truncated: float | None
     works: bool
@@ -35,6 +35,20 @@ def information_gain(gains: list[Gain]) -> Figure:
         "exact prior", (0, 0), xycoords=("data", "axes fraction"), xytext=(3, 3), textcoords="offset points", fontsize=8
     )
     for y, gain in zip(place, gains, strict=True):
+        number = minus(f"{gain.mean:+.2f}") if gain.mean is not None else "\N{MINUS SIGN}∞"
+        # the name stands above its bar: beside the axes it would take half of the width
+        axes.text(
+            0.01,
+            y + 0.3,
+            f"{gain.label}: {number}",
+            transform=axes.get_yaxis_transform(),
+            fontsize=8,
+            color=INK,
+            va="bottom",
+        )
+        if gain.mean is None:
+            axes.plot(0.02, y, "<", transform=axes.get_yaxis_transform(), color=gain.color, markersize=7)
+            continue
         axes.errorbar(gain.mean, y, xerr=5 * gain.se, color=gain.color, linewidth=1.3, capsize=3)
         face = gain.color if gain.works else "none"
         axes.plot(
@@ -42,11 +56,6 @@ def information_gain(gains: list[Gain]) -> Figure:
         )
         if gain.truncated is not None:
             axes.plot(gain.truncated, y, "|", color=INK, markersize=11, markeredgewidth=1.3)
-        # the name stands above its bar: beside the axes it would take half of the width
-        axes.text(
-            0.01, y + 0.3, f"{gain.label}: {minus(f'{gain.mean:+.2f}')}", transform=axes.get_yaxis_transform(), fontsize=8,
-            color=INK, va="bottom",
-        )  # fmt: skip
     axes.set(yticks=[], ylim=(-0.65, len(gains) - 0.15), xlabel="information gain / nats")
     axes.margins(x=0.06)
     axes.spines["left"].set_visible(False)
@@ -62,9 +71,9 @@ def losses(history: pd.DataFrame) -> Figure:
         part = history[history["phase"] == phase] if "phase" in history else history
         axes.plot(part["epoch"], part["train_loss"], color=BLUE, linestyle=LINES[1], label="training")
         axes.plot(part["epoch"], part["val_loss"], color=VERMILLION, label="validation")
-        best = part["val_loss"].idxmin() if part["val_loss"].notna().any() else None
-        if best is not None:
-            axes.plot(part["epoch"][best], part["val_loss"][best], "o", color=VERMILLION, markersize=4)
+        if part["val_loss"].notna().any():
+            best = part.loc[part["val_loss"] == part["val_loss"].min()].iloc[0]
+            axes.plot(best["epoch"], best["val_loss"], "o", color=VERMILLION, markersize=4)
         values = np.concatenate([part["train_loss"].to_numpy(), part["val_loss"].to_numpy()])
         values = values[np.isfinite(values)]
         if len(values) > 10:  # the first epochs must not squeeze the rest

@@ -10,19 +10,20 @@ from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.typing import LineStyleType
 from numpy.typing import NDArray
 
 from scatterflow.report.style import INK, MUTED, SHADE, blank, styled
 
 Array = NDArray[np.float64]
 _BINS = 24
-_TRUTH = (0, (2, 1.2))
+_TRUTH: LineStyleType = (0, (2, 1.2))
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SYMBOLS = {
     "delta": "δ",
     "beta": "β",
     "thickness_nm": "thickness",
-    "roughness_nm": "roughness σ",
+    "roughness_nm": "roughness \N{GREEK SMALL LETTER SIGMA}",
     "hurst": "Hurst exponent H",
     "correlation_length_nm": "corr. length ξ",
 }
@@ -33,7 +34,7 @@ class Curve(NamedTuple):
 
     values: Array
     color: str
-    line: object
+    line: LineStyleType
 
 
 def power(low: float, high: float) -> int:
@@ -53,13 +54,15 @@ def axis_label(name: str, unit: str, exponent: int) -> str:
 
 
 @styled
-def key(entries: Mapping[str, tuple[str, object]]) -> Figure:
+def key(entries: Mapping[str, tuple[str, LineStyleType]]) -> Figure:
     """The legend of a row of marginals: prior, truth and the estimators {label: (colour, line)}."""
-    handles: list[Artist] = [Patch(color=SHADE, label="prior"), Line2D([], [], color=INK, linestyle=_TRUTH, label="truth")]
+    handles: list[Artist] = [
+        Patch(color=SHADE, label="prior"),
+        Line2D([], [], color=INK, linestyle=_TRUTH, label="truth"),
+    ]
     handles += [Line2D([], [], color=color, linestyle=line, label=label) for label, (color, line) in entries.items()]
-    figure = blank(height=0.08 + 0.17 * (len(handles) - 1))
-    places = figure.legend(handles=handles[:2], loc="upper left", ncols=2, borderpad=0, borderaxespad=0.2)
-    figure.add_artist(places)
+    figure = blank(height=0.06 + 0.165 * (len(handles) - 1))
+    figure.legend(handles=handles[:2], loc="upper left", ncols=2, borderpad=0, borderaxespad=0.2)
     figure.legend(handles=handles[2:], loc="lower left", borderpad=0, borderaxespad=0.2, labelspacing=0.25)
     figure.set_layout_engine("none")
     return figure
@@ -69,7 +72,7 @@ def key(entries: Mapping[str, tuple[str, object]]) -> Figure:
 def marginal(
     name: str, unit: str, limits: tuple[float, float], prior: Array, curves: list[Curve], truth: float | None
 ) -> Figure:
-    """Histograms of one parameter within its prior's `limits`: prior filled, estimators as steps, the truth as a line."""
+    """Histograms of one parameter within its prior's `limits`: prior filled, estimators as steps, truth as a line."""
     figure = blank(1.95, 1.4)
     figure.set_layout_engine("none")  # all panels alike, and quicker: there is one per parameter
     axes = figure.add_axes((0.04, 0.27, 0.92, 0.70))

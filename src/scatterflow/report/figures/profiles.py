@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -16,7 +18,7 @@ def with_gaps(x: Array) -> list[slice]:
     steps = np.diff(x)
     jumps = np.flatnonzero(steps > 5 * np.median(steps)) + 1
     borders = [0, *jumps.tolist(), len(x)]
-    return [slice(a, b) for a, b in zip(borders[:-1], borders[1:], strict=True)]
+    return [slice(a, b) for a, b in itertools.pairwise(borders)]
 
 
 @styled
@@ -61,7 +63,7 @@ def profile_fit(
     if lower is not None:
         lower.axhspan(-2, 2, color=GRID, linewidth=0, alpha=0.7)
         lower.axhline(0, color=MUTED, linewidth=0.8)
-        lower.set_ylabel("residual / σ")
+        lower.set_ylabel("residual / \N{GREEK SMALL LETTER SIGMA}")
         bottom = lower
     bottom.set_xlabel("q$_z$ / nm⁻¹")
     return figure
