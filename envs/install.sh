@@ -32,7 +32,7 @@ found=$(command -v python3 >/dev/null && python3 -V 2>&1 || echo missing)
 
 mkdir -p "$venv"
 if command -v flock >/dev/null 2>&1; then
-  exec 9>"$venv/.lock"
+  exec 9>"$venv/.install.lock" # not .lock, which is uv's own
   flock -n 9 || { say "another install is at work in this folder, waiting for it"; flock 9; }
 fi
 

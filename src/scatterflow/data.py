@@ -60,14 +60,18 @@ def to_tensors(features: xr.Dataset, inputs: Inputs | None = None) -> Features:
             arrays[name] = torch.from_numpy(values.copy() if not values.flags.writeable else values)
     result = Features(arrays["profile"], arrays["mask_profile"], arrays["image"], arrays["mask_image"])
     if inputs is not None and result.inputs != inputs:
-        raise BundleError("features", f"must have the model's shape {inputs}", result.inputs, "use the model's own study")
+        raise BundleError(
+            "features", f"must have the model's shape {inputs}", result.inputs, "use the model's own study"
+        )
     return result
 
 
 def split(features: xr.Dataset, role: str) -> xr.Dataset:
     """Rows with coordinate `split` equal to `role` ("train", "validation", "held_back"). Raises StoreError if none."""
     if "split" not in features.coords:
-        raise StoreError("features", "must have a coordinate `split` along simulation", remedy="run `scatterflow preprocess`")
+        raise StoreError(
+            "features", "must have a coordinate `split` along simulation", remedy="run `scatterflow preprocess`"
+        )
     index = np.flatnonzero(features["split"].values == role)
     if not len(index):
         raise StoreError("features", f"must hold {role} rows", 0, "raise simulate.simulations")

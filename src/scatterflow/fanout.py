@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -152,6 +153,7 @@ def _dask(shards: Sequence[Shard], work: Callable[[Shard], R], workers: int) -> 
 
 def _cluster(distributed: Any, workers: int) -> Any:
     # Ctrl-C reaches every process of the terminal: block it in those started here, whose mask they inherit
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return distributed.LocalCluster(

@@ -133,7 +133,7 @@ def thumbnail(frame: xr.Dataset, instrument: InstrumentConfig) -> xr.DataArray:
     step = max(1, -(-frame.sizes["z"] // THUMBNAIL_ROWS))
     values = frame["counts"].where(frame["mask"])
     small = values.coarsen(z=step, y=step, boundary="trim").mean()
-    z, y = (np.arange(small.sizes[axis]) * step + step / 2 for axis in ("z", "y"))
+    z, y = ((np.arange(small.sizes[axis]) * step + step / 2).astype(np.float64) for axis in ("z", "y"))
     _, foot_y = geometry.foot_px(instrument)
     alpha, _ = geometry.angles(instrument, z, np.array(foot_y))
     beam = geometry.rows_px(instrument, np.radians(instrument.incidence_deg))

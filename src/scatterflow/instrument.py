@@ -32,7 +32,7 @@ def wavenumber(config: InstrumentConfig) -> float:
 def _tilt(config: InstrumentConfig) -> float:
     """Angle [rad] of the detector's normal above the sample's surface."""
     incidence = np.radians(config.incidence_deg)
-    return {"surface": 0.0, "direct": -incidence, "reflected": incidence}[config.normal]
+    return float({"surface": 0.0, "direct": -incidence, "reflected": incidence}[config.normal])
 
 
 def foot_px(config: InstrumentConfig) -> tuple[float, float]:
@@ -66,7 +66,7 @@ def angles(config: InstrumentConfig, z_px: Array, y_px: Array) -> tuple[Array, A
 
 
 def scattering_vector(config: InstrumentConfig, alpha_f: Array, phi_f: Array) -> tuple[Array, Array, Array]:
-    """(qx, qy, qz) [nm^-1] of exit directions: q = k_f - k_i with the beam along +x; qz and the sign of qy ascend with z, y."""
+    """(qx, qy, qz) [nm^-1] of exit directions: q = k_f - k_i with the beam along +x; qz ascends with z, qy with y."""
     k, alpha_i = wavenumber(config), np.radians(config.incidence_deg)
     qx = k * (np.cos(alpha_f) * np.cos(phi_f) - np.cos(alpha_i))
     qy = k * np.cos(alpha_f) * np.sin(phi_f)
@@ -178,7 +178,7 @@ def overlap(bins: Array, pixels: int) -> Array:
     """Share of each detector pixel that lies in each bin, (bin, pixel): the weights of summing counts into bins."""
     index = np.arange(pixels)
     covered = np.minimum(bins[:, 1:], index + 1) - np.maximum(bins[:, :1], index)
-    return np.clip(covered, 0.0, 1.0)
+    return np.asarray(np.clip(covered, 0.0, 1.0))
 
 
 def valid_share(config: InstrumentConfig, name: str, mask: NDArray[np.bool_] | None = None) -> Array:
@@ -186,7 +186,7 @@ def valid_share(config: InstrumentConfig, name: str, mask: NDArray[np.bool_] | N
     bins = axes(view(config, name))
     valid = (valid_pixels(config) if mask is None else mask).astype(float)
     covered = overlap(bins.z, config.shape[0]) @ valid @ overlap(bins.y, config.shape[1]).T
-    return covered / bins.pixels
+    return np.asarray(covered / bins.pixels)
 
 
 def bin_counts(frame: Array, config: InstrumentConfig, name: str) -> Array:

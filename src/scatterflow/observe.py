@@ -66,12 +66,11 @@ def scale_to_full(recorded: Array, share: Array, min_share: float) -> tuple[NDAr
 def parasitic_weight(qz: xr.DataArray, config: ParasiticConfig) -> xr.DataArray:
     """Weight by which an experiment's profile is multiplied to remove parasitic scattering; 1 where it is largest."""
     above, below = qz - config.centre_qz_per_nm, config.centre_qz_per_nm - qz
-    weight = xr.where(
-        above > 0,
-        config.above_scale * abs(above) ** config.above_power,
-        config.below_scale * abs(below) ** config.below_power,
+    weight = (config.above_scale * abs(above) ** config.above_power).where(
+        above > 0, config.below_scale * abs(below) ** config.below_power
     )
-    return weight / weight.max()
+    relative: xr.DataArray = weight / weight.max()
+    return relative
 
 
 def _record(

@@ -210,4 +210,4 @@ def prior_from_spec(spec: Sequence[dict[str, Any]], seed: int = 0) -> Prior:
 
 def log_normal_density(normal: Array) -> Array:
     """Natural log of the standard normal density summed over the last axis: the prior in the normal coordinate."""
-    return -0.5 * (normal**2).sum(axis=-1) - 0.5 * normal.shape[-1] * np.log(2 * np.pi)
+    return np.asarray(-0.5 * (normal**2).sum(axis=-1) - 0.5 * normal.shape[-1] * np.log(2 * np.pi))

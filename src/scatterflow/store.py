@@ -269,13 +269,19 @@ def finalise(path: Path) -> None:
         write_atomic(root, json.dumps(content, indent=2).encode())
 
 
-def check_consolidated(path: Path) -> None:
-    """Raise StoreError if the metadata at the root, which other readers use, are not those of the arrays."""
+def check_consolidated(path: Path, simulations: int) -> None:
+    """Raise StoreError if the metadata at the root, which other readers use, are not those of the arrays.
+
+    While a store is being extended they speak of fewer simulations, but never of less than the `simulations` finished.
+    """
     try:
         found = json.loads((path / ROOT).read_bytes())["consolidated_metadata"]["metadata"]
         arrays = {file.parent.name: json.loads(file.read_bytes()) for file in path.glob(f"*/{ROOT}")}
+        for metadata in (*found.values(), *arrays.values()):
+            if metadata["dimension_names"][0] == "simulation":
+                metadata["shape"][0] = min(metadata["shape"][0], simulations)
         same = found == arrays
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError):
         same = False
     if not same:
         raise StoreError(f"consolidated metadata of store {path}", "must repeat those of the arrays", remedy=_REMEDY)

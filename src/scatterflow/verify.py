@@ -148,7 +148,7 @@ def verify(path: str | Path, tracker: Tracker = quiet) -> Report:
         raise StoreError(f"store {place.store}", must, got, "run `scatterflow simulate` again")
     report = verify_shards(place, hashes, entry.simulations, tracker)
     if report.ok:
-        store.check_consolidated(place.store)
+        store.check_consolidated(place.store, entry.simulations)
     if report.ok and report.checksum != entry.checksum:
         raise StoreError(
             f"coordinates or attributes of store {place.store}",

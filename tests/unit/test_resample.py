@@ -50,7 +50,7 @@ def test_a_pattern_in_q_survives_another_detector() -> None:
         valid = views[f"mask_{name}"].values[0]
         expected = geometry.bin_counts(smooth(target), target, name)
         assert valid.mean() > 0.3
-        np.testing.assert_allclose(views[name].values[0][valid], expected[valid], rtol=0.03, atol=1e-3 * expected.max())
+        np.testing.assert_allclose(views[name].values[0][valid], expected[valid], rtol=0.05, atol=1e-3 * expected.max())
 
 
 def test_masked_pixels_do_not_count() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
 
 
 class Section(BaseModel):
@@ -19,5 +20,5 @@ def option(default: Any = ..., *, help: str, unit: str = "", source: str = "", *
     `unit` ("nm", "deg", "" for none) and `source` (where the default comes from: a paper's table, a manual) go into the
     generated option table and the JSON schema. `limits` are pydantic's (gt, ge, lt, le, min_length ...).
     """
-    extra = {key: text for key, text in (("unit", unit), ("source", source)) if text}
+    extra: JsonDict = {key: text for key, text in (("unit", unit), ("source", source)) if text}
     return Field(default, description=help, json_schema_extra=extra, **limits)

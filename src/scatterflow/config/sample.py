@@ -84,9 +84,9 @@ class SampleConfig(Section):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        for layer in self.layers:
-            if layer not in self.materials:
-                raise ValueError(f"layers must name materials of {sorted(self.materials)}, got {layer!r}")
+        for material in self.layers:
+            if material not in self.materials:
+                raise ValueError(f"layers must name materials of {sorted(self.materials)}, got {material!r}")
         if self.expert and [layer.material for layer in self.expert] != list(self.layers):
             raise ValueError(f"expert must list the materials of layers {list(self.layers)} in the same order")
         for layer in (*self.fixed, *self.expert):

@@ -14,7 +14,9 @@ class PhaseConfig(Section):
 
     epochs: int = option(100, ge=1, help="passes over the training rows at most", source=A2)
     learning_rate: float = option(1e-3, gt=0, lt=1, help="learning rate at the start", source=A2)
-    decay_every: int = option(30, ge=1, help="epochs after which the learning rate is multiplied by `decay_factor`", source=A2)
+    decay_every: int = option(
+        30, ge=1, help="epochs after which the learning rate is multiplied by `decay_factor`", source=A2
+    )
     decay_factor: float = option(0.1, gt=0, le=1, help="factor of the learning rate's decay", source=A2)
     weight_decay: float = option(
         1e-2, ge=0, help="decoupled weight decay of AdamW, on weights but not on biases; few simulations want 1", source=A2
@@ -46,8 +48,12 @@ class TrainingConfig(Section):
         PhaseConfig(epochs=30, decay_every=10), help="training of the variational auto-encoder", source=A2
     )
     flow: PhaseConfig = option(PhaseConfig(), help="training of the flow, and joint training", source=A2)
-    accelerator: Literal["auto", "cpu", "gpu"] = option("auto", help="processor that trains; auto: a GPU if there is one")
+    accelerator: Literal["auto", "cpu", "gpu"] = option(
+        "auto", help="processor that trains; auto: a GPU if there is one"
+    )
     devices: int = option(1, ge=1, help="number of processors of this kind that train together")
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = option("32-true", help="number format, in Lightning's words")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = option(
+        "32-true", help="number format, in Lightning's words"
+    )
     threads: int = option(1, ge=1, help="processor threads; the same number gives the same weights bit by bit")
     checkpoint_every: int = option(1, ge=1, help="epochs between checkpoints, from which a killed training continues")

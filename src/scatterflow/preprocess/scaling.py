@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +23,7 @@ def scale_profile(profile: Float, mask: Mask, parts: Sequence[int], log: bool, m
     """
     values = np.log10(np.maximum(profile, LOWEST_COUNTS)) if log else np.asarray(profile)
     result = np.empty(values.shape, dtype=np.float32)
-    for start, stop in zip(parts[:-1], parts[1:], strict=True):
+    for start, stop in itertools.pairwise(parts):
         valid = mask[..., start:stop]
         _check_masked(valid.mean(axis=-1), max_masked, "profile")
         scaled = min_max(values[..., start:stop], valid, (-1,), "profile")
@@ -60,7 +61,7 @@ def min_max(values: Float, mask: Mask, over: tuple[int, ...], what: str) -> Floa
     if flat.any():
         row = int(np.argmax(flat.reshape(-1)))
         raise FrameError(f"{what} of frame {row}", "must have contrast", "constant counts", status="masked-out")
-    return np.clip((values - low) / (high - low), 0.0, 1.0)
+    return np.asarray(np.clip((values - low) / (high - low), 0.0, 1.0))
 
 
 def fill_linear(values: Float, mask: Mask) -> Float:

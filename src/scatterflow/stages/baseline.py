@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scatterflow.baselines.abc import AbcPosterior, fit
+from scatterflow.config.baselines import AbcMethod
 from scatterflow.products import write_json
 from scatterflow.progress import say
 from scatterflow.stages import preprocess
@@ -21,7 +22,7 @@ LABELS = {
 
 
 def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
-    """Write `baseline/<method>.nc` and `.json` for each method, and `baseline/manifest.json`; returns the manifest's path."""
+    """Write `baseline/<method>.nc` and `.json` for each method, and `baseline/manifest.json`; returns its path."""
     features = preprocess.load(study, folder)
     library = preprocess.rows(features, "train", "validation").load()
     held_back = preprocess.rows(features, "held_back").load()
@@ -33,7 +34,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
     methods = study.config.baselines.methods
     for method in methods:
 
-        def posterior(rows: slice, method: str = method) -> AbcPosterior:
+        def posterior(rows: slice, method: AbcMethod = method) -> AbcPosterior:
             part = held_back.isel(simulation=rows)
             return index.posterior(part["profile"], method, mask=part["mask_profile"])
 

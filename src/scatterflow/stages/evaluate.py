@@ -188,7 +188,7 @@ def _arrays(
     if path.is_file():
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             experiment = tree.to_dataset().load()
-            stacked = np.stack([tree[name]["samples"].values for name in tree.children])
+            stacked = np.stack([tree[name].to_dataset()["samples"].values for name in tree.children])
             experiment["samples"] = (("estimator", "example", "draw", "parameter"), stacked)
             groups["experiment"] = experiment.assign_coords(estimator=list(tree.children))
     groups["sbc"] = xr.Dataset(

@@ -82,7 +82,7 @@ def load(study: Study, folder: Path) -> xr.Dataset:
     path = folder / "preprocess" / manifest["features"]
     if not path.is_dir():
         raise StoreError(f"{path}", "must exist", remedy="run `scatterflow preprocess`")
-    features = xr.open_zarr(path, consolidated=False)
+    features: xr.Dataset = xr.open_zarr(path, consolidated=False)
     roles = np.array(SPLITS)[features["split"].values]
     return features.assign_coords(
         split=("simulation", roles), parameter=list(study.prior.names), unit=("parameter", list(study.prior.units))
@@ -96,4 +96,5 @@ def rows(features: xr.Dataset, *split: str) -> xr.Dataset:
 
 def _plain(dataset: xr.Dataset) -> xr.Dataset:
     """Without the store's encodings, whose shards are not those of the features."""
-    return dataset.drop_encoding().chunk(simulation=dataset.chunksizes.get("simulation", -1))
+    plain: xr.Dataset = dataset.drop_encoding().chunk(simulation=dataset.chunksizes.get("simulation", -1))
+    return plain
