@@ -45,6 +45,7 @@ class Study:
     config: StudyConfig
     seed: int
     run: str
+    folder: Path = Path()  # where the configuration lies: relative paths in it start there
 
     @property
     def kind(self) -> str:
@@ -141,11 +142,11 @@ def multilayer_prior(sample: SampleConfig, seed: int) -> Prior:
     return Prior(tuple(parameters), seed)
 
 
-def study_of(run: RunConfig, name: str) -> Study:
-    """Study `name` of a run. Raises ConfigError if the run has none of this name."""
+def study_of(run: RunConfig, name: str, folder: Path = Path()) -> Study:
+    """Study `name` of a run read from `folder`. Raises ConfigError if the run has none of this name."""
     if name not in run.studies:
         raise ConfigError("study", f"must be one of {sorted(run.studies)}", repr(name))
-    return Study(name, run.studies[name], run.seed, run.run)
+    return Study(name, run.studies[name], run.seed, run.run, folder)
 
 
 def load_study(path: str | Path, name: str, overrides: Mapping[str, Any] | None = None) -> Study:
@@ -157,4 +158,4 @@ def load_study(path: str | Path, name: str, overrides: Mapping[str, Any] | None 
     prefixed = {f"studies.{name}.{key}": value for key, value in (overrides or {}).items()}
     if prefixed:
         study_of(load_run(path), name)  # an override must not invent a study
-    return study_of(load_run(path, prefixed), name)
+    return study_of(load_run(path, prefixed), name, Path(path).parent)

@@ -132,7 +132,7 @@ def test_an_unfinished_store_does_not_open(tmp_path: Path) -> None:
     path = make(tmp_path / "s.zarr")
     for shard in shards()[:-1]:
         store.write_shard(path, shard, values(shard))
-    with pytest.raises(StoreError, match="must be complete, got .* is missing; run `scatterflow simulate`"):
+    with pytest.raises(StoreError, match=r"must be complete, got .* is missing; run `scatterflow simulate`"):
         store.open_store(path)
 
 

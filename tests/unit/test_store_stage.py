@@ -42,7 +42,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture()
+@pytest.fixture
 def copy(done: Path, tmp_path: Path) -> Path:
     shutil.copytree(done, tmp_path / "copy")
     return tmp_path / "copy"
@@ -344,5 +344,5 @@ def test_a_folder_that_is_not_writable_is_one_line(tmp_path: Path, as_user: list
 
 def test_slurm_is_refused_until_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCATTERFLOW_FANOUT", "slurm")
-    with pytest.raises(ConfigError, match="SCATTERFLOW_FANOUT must be one of .*, got slurm; unset it"):
+    with pytest.raises(ConfigError, match=r"SCATTERFLOW_FANOUT must be one of .*, got slurm; unset it"):
         run(tiny(), tmp_path)

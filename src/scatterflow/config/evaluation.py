@@ -6,12 +6,8 @@ from scatterflow.config.base import Section, option
 
 
 class EvaluationConfig(Section):
-    """Size of the evaluation and the levels at which calibration is read."""
+    """The levels at which calibration is read."""
 
-    observations: int = option(
-        500, help="held-back simulations that every estimator is judged on (the first ones)", ge=100
-    )
-    samples: int = option(1000, help="posterior samples per observation", ge=100)
     coverage_levels: tuple[float, ...] = option(
         (0.5, 0.68, 0.9, 0.95), help="credibility levels at which coverage is read", min_length=1
     )
@@ -27,7 +23,4 @@ class EvaluationConfig(Section):
         "outliers are huge)",
         ge=0,
         lt=0.5,
-    )
-    c2st_observations: int = option(
-        10, help="observations on which two posteriors are told apart by a classifier (costly)", ge=2
     )

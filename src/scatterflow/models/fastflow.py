@@ -20,7 +20,6 @@ from scatterflow.models.flow import SCALE_FLOOR, ConditionalFlow
 Array = NDArray[np.float32]
 Index = NDArray[np.intp]
 _ROWS = 512  # rows at once: the activations of a transform stay in the cache
-_DEGREES = 8  # parameters whose units form one group of the inverse
 _FAR = np.float32(1e6)  # far outside any prior; keeps a flow that expands without bound finite
 
 
@@ -134,40 +133,31 @@ def _log_density(flow: FastFlow, value: Array, given: Array) -> NDArray[np.float
 
 def _invert(step: Autoregressive, noise: Array, given: Array) -> Array:
     """u (parameter, row) with noise = scale(u) u + shift(u)."""
-    parameters, rows = noise.shape
+    rows = noise.shape[1]
+    entry, added = step.entry(given), step.added(given)
+    units = len(entry)
+    before = [np.empty((units, rows), np.float32) for _ in step.blocks]
+    after = [np.empty((units, rows), np.float32) for _ in step.blocks]
+    hidden = np.empty((units, rows), np.float32)
     u = np.zeros_like(noise)
-    # all that is final so far enters a group of units by one large product; within the group, unit by unit
-    entry, hidden = step.entry(given), np.empty((len(step.first), rows), np.float32)
-    layers = [(block, added, np.empty_like(hidden), np.empty_like(hidden), np.empty_like(hidden))
-              for block, added in zip(step.blocks, step.added(given), strict=True)]  # fmt: skip
-    for k_first in range(0, parameters, _DEGREES):
-        k_last = min(k_first + _DEGREES, parameters)
-        low = start = step.ends[k_first - 1] if k_first else 0
-        group = slice(low, step.ends[k_last - 1])
-        entry[group] += step.first[group, :k_first] @ u[:k_first]
-        for block, added, final_in, final_mid, result in layers:
-            added[group] += block.first[group, :low] @ final_in[:low]
-            result[group] = block.second[group, :low] @ final_mid[:low]
-            result[group] += block.second_bias[group, None]
-        out = step.last[2 * k_first : 2 * k_last, :low] @ hidden[:low] + step.last_bias[k_first:k_last].reshape(-1, 1)
-        for k in range(k_first, k_last):
-            stop = step.ends[k]
-            if stop > start:  # the units that see exactly the first k parameters
-                new, known = slice(start, stop), slice(low, stop)
-                state = step.first[new, k_first:k] @ u[k_first:k]
-                state += entry[new]
-                for block, added, final_in, final_mid, result in layers:
-                    np.maximum(state, 0, out=final_in[new])
-                    middle = block.first[new, known] @ final_in[known]
-                    middle += added[new]
-                    np.maximum(middle, 0, out=final_mid[new])
-                    state += block.second[new, known] @ final_mid[known]
-                    state += result[new]
-                hidden[new] = state
-                start = stop
-            row = 2 * (k - k_first)
-            raw, shift = out[row : row + 2] + step.last[2 * k : 2 * k + 2, low:stop] @ hidden[low:stop]
-            np.clip((noise[k] - shift) / _scale(raw), -_FAR, _FAR, out=u[k])
+    start = 0
+    for k in range(len(noise)):
+        stop = step.ends[k]
+        if stop > start:  # the units that see exactly the first k parameters
+            new = slice(start, stop)
+            state = step.first[new, :k] @ u[:k]
+            state += entry[new]
+            for block, added_by, relu_in, relu_mid in zip(step.blocks, added, before, after, strict=True):
+                np.maximum(state, 0, out=relu_in[new])
+                middle = block.first[new, :stop] @ relu_in[:stop]
+                middle += added_by[new]
+                np.maximum(middle, 0, out=relu_mid[new])
+                state += block.second[new, :stop] @ relu_mid[:stop]
+                state += block.second_bias[new, None]
+            hidden[new] = state
+            start = stop
+        raw, shift = step.last[2 * k : 2 * k + 2, :stop] @ hidden[:stop] + step.last_bias[k]
+        np.clip((noise[k] - shift) / _scale(raw), -_FAR, _FAR, out=u[k])
     return u
 
 

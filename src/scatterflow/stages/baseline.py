@@ -38,7 +38,15 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             part = held_back.isel(simulation=rows)
             return index.posterior(part["profile"], method, mask=part["mask_profile"])
 
-        extra = {"label": LABELS[method], "model": method, "mode": "profile", "library": len(library["simulation"])}
+        first = posterior(slice(0, 1))
+        extra = {
+            "label": LABELS[method],
+            "model": method,
+            "mode": "profile",
+            "library": len(library["simulation"]),
+            "accepted": first.distances.shape[1],
+            "acceptance": first.acceptance,
+        }
         write_result(study, folder / "baseline" / f"{method}.nc", posterior, held_back, extra, tell)
     return write_json(
         folder / "baseline" / "manifest.json",

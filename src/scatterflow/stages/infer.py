@@ -32,11 +32,8 @@ _EXAMPLE_DRAWS = 64  # posterior draws simulated for their predictive bands
 _SHOWN = ("0.05", "0.25", "0.5", "0.75", "0.95")
 
 
-def run(study: Study, folder: Path, tell: Callable[[str], None] = say, config_folder: Path = Path("config")) -> Path:
-    """Write posteriors, verdicts and pictures' arrays to `infer/` below `folder`; returns the manifest's path.
-
-    Instrument files of real frames are found relative to `config_folder`.
-    """
+def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
+    """Write posteriors, verdicts and pictures' arrays to `infer/` below `folder`; returns the manifest's path."""
     held_back = preprocess.rows(preprocess.load(study, folder), "held_back").load()
     models = {name: load_model(folder / "models" / name) for name in study.config.models}
     estimators = {}
@@ -56,7 +53,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say, config_fo
     tell(f"verdict on {out_of_range['n']} held-back simulations: {out_of_range['flagged']} called outside")
     if (expert := study.expert()) is not None:
         _write_tree(folder / "infer" / "experiment.nc", _experiment(study, estimators, expert, tell))
-    frames = _frames(study, lead, folder, config_folder, tell)
+    frames = _frames(study, lead, folder, tell)
     return write_json(
         folder / "infer" / "manifest.json",
         {
@@ -182,14 +179,12 @@ def data_folder() -> Path:
     return Path(os.environ.get("SCATTERFLOW_DATA") or Path("..") / "shared" / "data")
 
 
-def _frames(
-    study: Study, model: Model, folder: Path, config_folder: Path, tell: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def _frames(study: Study, model: Model, folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Infer the configured real frames; those that are not there are listed as missing."""
     found: list[dict[str, Any]] = []
     groups: dict[str, xr.Dataset] = {}
     for frames in study.config.inference.frames:
-        for summary, dataset in _frame_set(study, model, frames, config_folder):
+        for summary, dataset in _frame_set(study, model, frames):
             groups |= {f"/{len(found)}": dataset} if dataset is not None else {}
             found.append(summary)
             tell(f"{summary['file']}: {summary['status']}")
@@ -199,11 +194,9 @@ def _frames(
     return found
 
 
-def _frame_set(
-    study: Study, model: Model, frames: FramesConfig, config_folder: Path
-) -> Iterator[tuple[dict[str, Any], xr.Dataset | None]]:
+def _frame_set(study: Study, model: Model, frames: FramesConfig) -> Iterator[tuple[dict[str, Any], xr.Dataset | None]]:
     facts = {"set": frames.name, "source": frames.source}
-    instrument = read_instrument(config_folder / frames.instrument)
+    instrument = read_instrument(study.folder / frames.instrument)
     for file in frames.files:
         path = data_folder() / file
         if not path.exists():

@@ -135,6 +135,9 @@ def simulate_shard(study: Study, place: Place, shard: Shard) -> ShardRecord:
     What it computes depends on nothing but the study and the range. Raises SimulationError and StoreError.
     """
     began = time.perf_counter()
+    if study.simulation_identity() != place.identity:  # a task may start hours after the run
+        remedy = "run the same command again: it starts a new store"
+        raise StoreError("code or engine", "must not change while a run is going on", remedy=remedy)
     with disk_errors(place.store):
         hashes = store.write_shard(place.store, shard, _compute(study, shard))
         record = _record(study, place, shard, time.perf_counter() - began, sha256=hashes)

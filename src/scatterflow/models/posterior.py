@@ -1,0 +1,168 @@
+"""Posterior of observations under a trained flow: samples, densities, information gain. NumPy and xarray outside."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp, ndtri
+
+from scatterflow import seeds
+from scatterflow.errors import ConfigError
+from scatterflow.models import fastflow
+from scatterflow.models.encoder import Encoder
+from scatterflow.prior import Prior, log_normal_density
+
+Array = NDArray[np.float64]
+_LARGEST = 8.0  # normal coordinates beyond this are the border of the support to double precision
+_ROWS = 16_384  # pairs of condition and sample at once: bounds memory
+_SMALLEST_UNIFORM = 2.0**-53
+
+
+@dataclass(frozen=True)
+class ModeFit:
+    """What validation rows fix for one mode.
+
+    `draws`: number of z whose densities are averaged, doubled until the mean log density changes by less than the
+    tolerance; `change`: that last change [nat]. `prior_share`: weight of the prior in the defensive mixture.
+    `gain`: mean information gain on the validation rows [nat], `gain_se` its standard error.
+    """
+
+    draws: int = 1
+    change: float = 0.0
+    prior_share: float = 0.0
+    gain: float = 0.0
+    gain_se: float = 0.0
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Posterior of each observation; made by `Model.posterior`.
+
+    q(theta | x) = (1 - w) E_z q(theta | profile, z) + w p(theta): z from q(z | image, profile) (`mean`, `sd` (row,
+    latent)) or from p(z) = N(0, 1); the expectation is the mean over `fit.draws` scrambled Sobol points, the same for
+    all observations; w is `fit.prior_share`. It lives in the normal coordinate, so no sample leaves the support.
+    """
+
+    prior: Prior
+    encoder: Encoder
+    flow: fastflow.FastFlow
+    described: torch.Tensor  # (row, hidden): the profile, see Encoder.describe
+    mean: torch.Tensor | None
+    sd: torch.Tensor | None
+    latent: int
+    mode: str
+    fit: ModeFit
+
+    def sample(self, n: int, seed: int = 0) -> xr.DataArray:
+        """`n` samples per observation in physical units, (observation, sample, parameter), a fresh z for each.
+
+        Observation `i` depends on (seed, i) only. Raises ConfigError for a negative `n`.
+        """
+        if n < 0:
+            raise ConfigError("number of posterior samples", "must not be negative", n)
+        observations, parameters = len(self.described), self.flow.parameters
+        width = parameters + self.latent + 1
+        values = np.empty((observations, n, parameters))
+        together = max(1, _ROWS // max(1, n))
+        for start in range(0, observations, together):
+            rows = np.arange(start, min(start + together, observations))
+            numbers = seeds.uniforms(seed, f"posterior {self.mode}", start, len(rows), n * width)
+            numbers = numbers.reshape(-1, width)
+            noise = ndtri(numbers[:, :-1].clip(_SMALLEST_UNIFORM)).astype(np.float32)
+            index = np.repeat(rows, n)
+            condition = self._condition(torch.from_numpy(index), torch.from_numpy(noise[:, parameters:]))
+            normal = fastflow.draw(self.flow, noise[:, :parameters], condition).astype(np.float64)
+            from_prior = numbers[:, -1] < self.fit.prior_share
+            normal[from_prior] = noise[from_prior, :parameters]
+            normal = normal.clip(-_LARGEST, _LARGEST)
+            values[rows] = self.prior.from_normal(normal).reshape(len(rows), n, parameters)
+        return xr.DataArray(
+            values,
+            dims=("observation", "sample", "parameter"),
+            coords={"parameter": list(self.prior.names), "unit": ("parameter", list(self.prior.units))},
+            name="posterior",
+            attrs={"long_name": f"posterior samples, mode {self.mode}", "units": "see coordinate unit", "seed": seed},
+        )
+
+    def log_prob(self, theta: xr.DataArray | ArrayLike, draws: int | None = None) -> xr.DataArray:
+        """Natural log density over box-scaled parameters; -inf outside the prior's support.
+
+        theta : (observation, parameter), one row per observation, or (observation, sample, parameter); physical units.
+        draws : number of z to average over; default: enough (see `ModeFit`).
+        Returns (observation,) or (observation, sample). Raises ConfigError for another number of observations.
+        """
+        values = self._values(theta)
+        density = self._gain(values, draws) + self.prior.log_prob_box(values)
+        return self._labelled(density, "log_prob", "log density over box-scaled parameters")
+
+    def information_gain(self, theta: xr.DataArray | ArrayLike, draws: int | None = None) -> xr.DataArray:
+        """log q(theta | x) - log p(theta) [nat], the same in every coordinate; shapes as in `log_prob`.
+
+        Raises ConfigError where `theta` lies outside the prior's support: there is no gain over nothing.
+        """
+        values = self._values(theta)
+        outside = int((~self.prior.inside(values)).sum())
+        if outside:
+            raise ConfigError("theta", "must lie in the prior's support", f"{outside} rows outside")
+        return self._labelled(self._gain(values, draws), "information_gain", "information gain over the prior")
+
+    def map(self, n: int = 200, seed: int = 0, draws: int | None = None) -> xr.DataArray:
+        """The sample of highest density over box-scaled parameters, out of `n`: (observation, parameter)."""
+        samples = self.sample(n, seed)
+        best = self.log_prob(samples, draws).argmax("sample")
+        return samples.isel(sample=best).drop_attrs().rename("map")
+
+    def _condition(self, rows: torch.Tensor, latent: torch.Tensor) -> NDArray[np.float32]:
+        """Condition of the flow (row, number) of the observations `rows` with standard normal `latent` (row, latent)."""
+        with torch.inference_mode():
+            if not self.latent:
+                return self.encoder.combine(self.described[rows]).numpy()
+            z = latent if self.mean is None or self.sd is None else self.mean[rows] + self.sd[rows] * latent
+            return self.encoder.combine(self.described[rows], z).numpy()
+
+    def _gain(self, values: Array, draws: int | None) -> Array:
+        """Information gain of values (observation, ..., parameter), whatever it is outside the support."""
+        inside = self.prior.inside(values)
+        with np.errstate(invalid="ignore"):
+            normal = self.prior.to_normal(np.where(inside[..., None], values, self.prior.lower))
+        normal = normal.clip(-_LARGEST, _LARGEST)
+        points = normal if normal.ndim == 3 else normal[:, None]
+        observations, samples, _ = points.shape
+        latent = sobol(draws or self.fit.draws, self.latent)
+        density = np.empty((observations, samples))
+        together = max(1, _ROWS // (samples * len(latent)))
+        for start in range(0, observations, together):
+            rows = torch.arange(start, min(start + together, observations))
+            pairs = rows.repeat_interleave(len(latent))
+            condition = self._condition(pairs, latent.repeat(len(rows), 1))
+            given = np.repeat(points[start : start + len(rows)], len(latent), axis=0).astype(np.float32)
+            each = fastflow.log_density(self.flow, given, condition).reshape(len(rows), len(latent), samples)
+            density[start : start + len(rows)] = logsumexp(each, axis=1) - math.log(len(latent))
+        gain = density - log_normal_density(points)
+        if share := self.fit.prior_share:
+            gain = np.logaddexp(math.log1p(-share) + gain, math.log(share))
+        return np.asarray(gain.reshape(values.shape[:-1]))
+
+    def _values(self, theta: xr.DataArray | ArrayLike) -> Array:
+        values = self.prior.values(theta)
+        if values.ndim not in (2, 3) or len(values) != len(self.described):
+            raise ConfigError("theta", f"must have one row per observation ({len(self.described)})", values.shape)
+        return values
+
+    def _labelled(self, values: Array, name: str, long_name: str) -> xr.DataArray:
+        dims = ("observation", "sample")[: values.ndim]
+        return xr.DataArray(values, dims=dims, name=name, attrs={"long_name": long_name, "units": "nat"})
+
+
+def sobol(n: int, dimensions: int) -> torch.Tensor:
+    """`n` scrambled Sobol points of a standard normal, float32 (n, dimensions); (1, 0) without dimensions."""
+    if not dimensions:
+        return torch.empty(1, 0)
+    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0)
+    uniform = engine.draw(n, dtype=torch.float64).clamp(_SMALLEST_UNIFORM, 1 - _SMALLEST_UNIFORM)
+    return torch.special.ndtri(uniform).float()
