@@ -8,7 +8,7 @@ A posterior file holds the groups `posterior` (one variable per parameter: chain
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +28,13 @@ class StoredPosterior(NamedTuple):
     """What `write_posterior` takes and `read_posterior` gives back."""
 
     samples: xr.DataArray
-    log_prob: xr.DataArray
+    log_prob: xr.DataArray | None
     observed: xr.Dataset
     attrs: dict[str, str | int | float]
 
 
 def write_posterior(
-    path: Path, samples: xr.DataArray, log_prob: xr.DataArray, observed: xr.Dataset, attrs: Attrs
+    path: Path, samples: xr.DataArray, log_prob: xr.DataArray | None, observed: xr.Dataset, attrs: Attrs
 ) -> Path:
     """Write posterior samples of one or more observations; the file is either the old or the complete new one.
 
@@ -43,7 +43,7 @@ def write_posterior(
     samples : (observation, sample, parameter), physical units, with coordinates `observation`, `parameter` and `unit`
         (parameter).
     log_prob : (observation, sample), the estimator's log density of each sample; the attribute `log_prob_of` should
-        name its measure.
+        name its measure; none: not stored.
     observed : features with the leading dimension `observation` or `simulation`; `parameters`, if there, is the truth.
     attrs : plain facts: study, estimator, identity.
 
@@ -65,15 +65,16 @@ def write_posterior(
         },
         coords=coords,
     )
-    density = log_prob.transpose("sample", "observation").values[np.newaxis]
     lp_attrs = {"long_name": "natural logarithm of the estimator's density"}
     groups = {
         "/": xr.Dataset(attrs=dict(attrs)),
         "/posterior": posterior,
-        "/sample_stats": xr.Dataset({"lp": (dims, density, lp_attrs)}, coords=coords),
         "/observed_data": observed.drop_vars(TRUTH, errors="ignore").drop_dims("parameter", errors="ignore")
         .assign_coords(index),
     }  # fmt: skip
+    if log_prob is not None:
+        density = log_prob.transpose("sample", "observation").values[np.newaxis]
+        groups["/sample_stats"] = xr.Dataset({"lp": (dims, density, lp_attrs)}, coords=coords)
     if TRUTH in observed:
         groups["/constant_data"] = observed[[TRUTH]].reset_coords(drop=True).assign_coords(
             index | {"parameter": samples["parameter"].values}
@@ -82,16 +83,20 @@ def write_posterior(
     return _write(path, bytes(xr.DataTree.from_dict(groups).to_netcdf(engine="h5netcdf")))
 
 
-def _check(path: Path, samples: xr.DataArray, log_prob: xr.DataArray, observed: xr.Dataset) -> None:
+def _check(path: Path, samples: xr.DataArray, log_prob: xr.DataArray | None, observed: xr.Dataset) -> None:
     needed = {"observation", "sample", "parameter"}
     if set(samples.dims) != needed or "observation" not in samples.coords or "parameter" not in samples.coords:
         raise StoreError(f"samples for {path}", f"must have dimensions {sorted(needed)} with labels", samples.dims)
-    for what, sizes in (("log_prob", log_prob.sizes), ("observed", observed.sizes)):
-        for dim in ("observation", "sample") if what == "log_prob" else ("observation",):
-            if sizes.get(dim) != samples.sizes[dim]:
-                raise StoreError(f"{what} for {path}", f"must have {samples.sizes[dim]} of {dim}", sizes.get(dim, 0))
-    if not np.isfinite(samples.values).all() or np.isnan(log_prob.values).any():
-        bad = int(np.count_nonzero(~np.isfinite(samples.values)) + np.count_nonzero(np.isnan(log_prob.values)))
+    sized: list[tuple[str, Mapping[Hashable, int], str]] = [("observed", observed.sizes, "observation")]
+    if log_prob is not None:
+        sized += [("log_prob", log_prob.sizes, dim) for dim in ("observation", "sample")]
+    for what, sizes, dim in sized:
+        if sizes.get(dim) != samples.sizes[dim]:
+            raise StoreError(f"{what} for {path}", f"must have {samples.sizes[dim]} of {dim}", sizes.get(dim, 0))
+    bad = int(np.count_nonzero(~np.isfinite(samples.values)))
+    if log_prob is not None:
+        bad += int(np.count_nonzero(np.isnan(log_prob.values)))
+    if bad:
         raise StoreError(f"posterior for {path}", "must be finite", f"{bad} values that are not")
 
 
@@ -107,7 +112,7 @@ def read_posterior(path: Path) -> StoredPosterior:
             groups = {name: tree[name].to_dataset().load() for name in tree.children}
             attrs = {str(k): v.item() if isinstance(v, np.generic) else v for k, v in tree.attrs.items()}
         posterior = groups["posterior"].isel(chain=0, drop=True)
-        density = groups["sample_stats"]["lp"].isel(chain=0, drop=True)
+        density = groups["sample_stats"]["lp"].isel(chain=0, drop=True) if "sample_stats" in groups else None
         observed = groups["observed_data"]
     except (OSError, KeyError, ValueError, RuntimeError, AttributeError) as error:
         raise StoreError(f"posterior {path}", "must be a complete posterior file", error, "make it again") from error
@@ -122,7 +127,9 @@ def read_posterior(path: Path) -> StoredPosterior:
             "unit": ("parameter", units),
         },
     )
-    log_prob = xr.DataArray(density.transpose("observation", "draw").values, dims=("observation", "sample"))
+    log_prob = None
+    if density is not None:
+        log_prob = xr.DataArray(density.transpose("observation", "draw").values, dims=("observation", "sample"))
     if "constant_data" in groups:
         observed = observed.merge(groups["constant_data"])
     return StoredPosterior(samples, log_prob, observed, attrs)

@@ -28,7 +28,7 @@ _CAPS = {"beta": "delta", "roughness_nm": "thickness_nm"}
 
 # what determines the numbers in a store and in features, beside the configuration
 SIMULATION_MODULES = (
-    "scatterflow.forward",
+    "scatterflow.forward.bornagain",
     "scatterflow.instrument",
     "scatterflow.prior",
     "scatterflow.seeds",

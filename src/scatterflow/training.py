@@ -117,6 +117,7 @@ def fit(
         steps = len(Batches(train, phase.batch_size, lambda: 0, seed)) * (phase.epochs - len(keeper.epochs))
         with _quiet_torch(run.threads), tracker(f"training {name}", steps) as advance:
             keeper.advance = advance
+            module.train()  # Lightning keeps the mode that it finds
             trainer = Trainer(
                 accelerator=run.accelerator,
                 devices=run.devices,
@@ -172,7 +173,7 @@ class _Loop(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         decayed = [weight for weight in self.module.parameters() if weight.ndim > 1]
         free = [weight for weight in self.module.parameters() if weight.ndim <= 1]
-        groups = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=self.phase.learning_rate, weight_decay=self.phase.weight_decay)
 
     def train_dataloader(self) -> Batches:
@@ -296,7 +297,7 @@ class _Keeper(Callback):
         if trainer.world_size == 1:
             return self.seconds
         seconds = torch.tensor(self.seconds, device=trainer.strategy.root_device)
-        return float(trainer.strategy.reduce(seconds, reduce_op="mean"))  # type: ignore[arg-type] # a Tensor
+        return float(trainer.strategy.reduce(seconds, reduce_op="mean"))
 
     def _save(self, trainer: Trainer) -> None:
         partial = self.checkpoint.with_name(self.checkpoint.name + files.PARTIAL)

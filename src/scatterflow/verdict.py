@@ -10,6 +10,7 @@ spread (posterior and counting noise): a posterior predictive check (Gelman, Men
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -149,7 +150,7 @@ _MEANING = {
 }
 
 
-def judge(values: dict[str, float], limits: dict[str, dict[str, Any]]) -> tuple[str, str]:
+def judge(values: Mapping[str, float], limits: Mapping[str, dict[str, Any]]) -> tuple[str, str]:
     """Status ("ok" or "outside") and the reason in words, of one frame's scores."""
     reasons = []
     for name, value in values.items():

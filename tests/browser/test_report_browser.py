@@ -141,8 +141,10 @@ def test_tables_can_be_scrolled_by_keyboard(window: Any, page: Path) -> None:
 
 def test_print_shows_what_is_folded(window: Any, page: Path) -> None:
     show(window, page)
-    media = {"media": "print", "features": []}
-    window.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    heights = window.execute_script("return [...document.querySelectorAll('details table')].map(t => t.offsetHeight)")
+    seen = "return [...document.querySelectorAll('details:not([open]) table')].map(t => t.checkVisibility())"
+    on_screen = window.execute_script(seen)
+    window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": []})
+    printed = window.execute_script(seen)
     window.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
-    assert min(heights) > 20
+    assert not any(on_screen)
+    assert all(printed)

@@ -94,7 +94,7 @@ def test_the_manifest_says_what_was_made(done: Path) -> None:
     assert entry.identity == tiny().simulation_identity()
     assert entry.parameters == tiny().prior.names
     assert entry.views == ("profile", "image")
-    assert 0 < entry.wall_seconds <= entry.core_seconds
+    assert 0 < entry.wall_seconds <= entry.core_seconds + 0.001  # one process; both are rounded to ms
     report = verify(done)
     assert report.ok
     assert report.checksum == entry.checksum
@@ -311,7 +311,7 @@ def test_a_process_that_dies_is_replaced_and_other_failures_are_kept_apart(tmp_p
 
 def limited(tmp_path: Path, simulations: int) -> subprocess.CompletedProcess[str]:
     """A run that may not write files above 4 kB: what the kernel answers differs from a full disk by its number only."""
-    options = json.dumps({"simulations": simulations, "shard_size": 200, "chunk_size": 20})
+    options = json.dumps({"simulations": simulations, "shard_size": 100, "chunk_size": 20})
     return subprocess.run(
         [sys.executable, "-m", "tests.store_study", str(tmp_path), options],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -320,9 +320,9 @@ def limited(tmp_path: Path, simulations: int) -> subprocess.CompletedProcess[str
 
 
 def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
-    path = run(tiny(200, shard_size=200, chunk_size=20), tmp_path)
+    path = run(tiny(100, shard_size=100, chunk_size=20), tmp_path)
     before = path.read_bytes()
-    ended = limited(tmp_path, 400)
+    ended = limited(tmp_path, 200)
     assert ended.returncode == 2
     line = ended.stderr.splitlines()[-1]
     assert "cannot be read or written, got file too large; raise the limit" in line
@@ -330,8 +330,8 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
     assert path.read_bytes() == before
     assert verify(path).ok
-    run(tiny(400, shard_size=200, chunk_size=20), tmp_path)
-    assert verify(path).simulations == 400
+    run(tiny(200, shard_size=100, chunk_size=20), tmp_path)
+    assert verify(path).simulations == 200
 
 
 def test_a_folder_that_is_not_writable_is_one_line(tmp_path: Path, as_user: list[str]) -> None:

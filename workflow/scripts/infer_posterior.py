@@ -14,6 +14,4 @@ if TYPE_CHECKING:
 if __name__ == "__main__":  # worker processes import this file again
     with logged(snakemake):
         study = load_study(snakemake.config["file"], snakemake.wildcards.study)
-        infer.run(
-            study, Path(snakemake.output.manifest).parents[1], config_folder=Path(snakemake.config["file"]).parent
-        )
+        infer.run(study, Path(snakemake.output.manifest).parents[1])

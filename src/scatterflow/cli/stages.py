@@ -51,7 +51,9 @@ def run_stage(
             raise ConfigError("--study", "is not an option of report", repr(study), "the report covers all studies")
         products = [stage.run(run, folder)]
     else:
-        products = [path for each in chosen for path in _products(stage, study_of(run, each), folder / each)]
+        products = [
+            path for each in chosen for path in _products(stage, study_of(run, each, config.parent), folder / each)
+        ]
     paths = [str(path) for path in products]
     seconds = round(time.monotonic() - began, 3)
     result({"command": name, "run": run.run, "products": paths, "seconds": seconds}, paths, as_json)

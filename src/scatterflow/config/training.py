@@ -10,7 +10,7 @@ A2 = "arXiv 2210.01543, A.2"
 
 
 class PhaseConfig(Section):
-    """One optimisation with AdamW: steps, learning rate, when to stop. The weights with the best validation loss are kept."""
+    """One optimisation with AdamW. The weights with the best validation loss are kept."""
 
     epochs: int = option(100, ge=1, help="passes over the training rows at most", source=A2)
     learning_rate: float = option(1e-3, gt=0, lt=1, help="learning rate at the start", source=A2)

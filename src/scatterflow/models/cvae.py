@@ -6,7 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import softplus
 
 from scatterflow.config.model import CvaeConfig
 from scatterflow.models.encoder import Encoder
@@ -48,7 +48,7 @@ class Cvae(nn.Module):
         """Mean and standard deviation (row, z, y) of p(image | z, profile)."""
         coarse = self.from_latent(torch.cat([latent, condition], dim=1)).reshape(-1, *self.coarsest)
         mean, spread = self.decoder(coarse).unbind(dim=1)
-        return mean, self.config.sd_floor + F.softplus(spread)
+        return mean, self.config.sd_floor + softplus(spread)
 
     def loss(self, condition: Tensor, image: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Negative evidence lower bound [nat] of each row, (row,), and the sample of z it was computed with (row, latent).

@@ -79,7 +79,11 @@ class Estimator:
         result = xr.Dataset(attrs={"estimate": f"median and standard deviation of {n} posterior samples", "seed": seed})
         median, sd = np.median(samples.values, axis=1), samples.values.std(axis=1, ddof=1)
         for index, (name, unit) in enumerate(zip(self.prior.names, self.prior.units, strict=True)):
-            result[name] = ("observation", median[:, index], {"units": unit, "long_name": f"posterior median of {name}"})
+            result[name] = (
+                "observation",
+                median[:, index],
+                {"units": unit, "long_name": f"posterior median of {name}"},
+            )
             spread = {"units": unit, "long_name": f"posterior standard deviation of {name}"}
             result[f"{name}_sd"] = ("observation", sd[:, index], spread)
         return result

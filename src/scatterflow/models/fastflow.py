@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from scatterflow.models.flow import SCALE_FLOOR, ConditionalFlow
 
@@ -68,7 +69,7 @@ class FastFlow:
 
 
 def prepare(flow: ConditionalFlow) -> FastFlow:
-    """Copy the flow's weights, as they are now."""
+    """Copy the flow's weights, as they are now (nflows is untyped: see its MADE)."""
     steps: list[Autoregressive | Index] = []
     for transform in flow.transform._transforms:
         network = getattr(transform, "autoregressive_net", None)
@@ -177,7 +178,7 @@ def _product(weight: Array, value: Array) -> Array:
     return (weight @ value.reshape(len(value), -1)).reshape(len(weight), *value.shape[1:])
 
 
-def _autoregressive(network: nn.Module) -> Autoregressive:
+def _autoregressive(network: Any) -> Autoregressive:
     entry, last = network.initial_layer, network.final_layer
     degrees = _integers(entry.degrees)
     order = np.argsort(degrees, kind="stable")
@@ -206,7 +207,7 @@ def _autoregressive(network: nn.Module) -> Autoregressive:
     )
 
 
-def _masked(layer: nn.Module) -> Array:
+def _masked(layer: Any) -> Array:
     return _numpy(layer.weight * layer.mask)
 
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
 from scatterflow import seeds
 from scatterflow.config.model import ModelConfig
 from scatterflow.data import split, to_tensors
 from scatterflow.models.estimator import Estimator, modes
 from scatterflow.models.networks import Networks, make_task, rows_of, tasks
-from scatterflow.models.posterior import ModeFit
+from scatterflow.models.posterior import Array, ModeFit, Posterior
 from scatterflow.prior import Prior
 from scatterflow.progress import Tracker, say, track
 from scatterflow.training import Epoch, History, fit, write_history
@@ -92,7 +91,7 @@ def fit_modes(estimator: Estimator, validation: xr.Dataset, log: Callable[[str],
         draws, change = 1, 0.0
         gain = posterior.information_gain(theta, draws).values
         if estimator.networks.latent:
-            draws, gain, change = _enough(lambda n, posterior=posterior: posterior.information_gain(theta, n).values)
+            draws, gain, change = _enough(posterior, theta)
         share = prior_share(gain) if estimator.config.flow.mix_prior else 0.0
         mixed = np.logaddexp(math.log1p(-share) + gain, math.log(share)) if share else gain
         fits[mode] = ModeFit(
@@ -105,7 +104,7 @@ def fit_modes(estimator: Estimator, validation: xr.Dataset, log: Callable[[str],
     return fits
 
 
-def prior_share(gain: NDArray[np.float64]) -> float:
+def prior_share(gain: Array) -> float:
     """Weight w of the prior that maximises the mean of log((1 - w) exp(gain) + w), by expectation maximisation.
 
     At least 1 / (2 rows): fewer rows cannot show that no observation needs it.
@@ -118,14 +117,12 @@ def prior_share(gain: NDArray[np.float64]) -> float:
     return max(share, least)
 
 
-def _enough(
-    gain_of: Callable[[int], NDArray[np.float64]],
-) -> tuple[int, NDArray[np.float64], float]:
+def _enough(posterior: Posterior, theta: Array) -> tuple[int, Array, float]:
     """Double the number of z until the mean gain changes by less than the tolerance: number, gain, last change."""
     draws, most = _DRAWS
-    gain = gain_of(draws)
+    gain = posterior.information_gain(theta, draws).values
     while True:
-        finer = gain_of(2 * draws)
+        finer = posterior.information_gain(theta, 2 * draws).values
         change = abs(float(finer.mean() - gain.mean()))
         if change < _TOLERANCE or 2 * draws >= most:
             return (draws, gain, change) if change < _TOLERANCE else (2 * draws, finer, change)
@@ -134,5 +131,3 @@ def _enough(
 
 def _normal(prior: Prior, features: xr.Dataset) -> torch.Tensor:
     return torch.from_numpy(prior.to_normal(features["parameters"]).astype(np.float32))
-
-

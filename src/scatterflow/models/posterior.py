@@ -135,14 +135,16 @@ class Posterior:
         observations, samples, _ = points.shape
         latent = sobol(draws or self.fit.draws, self.latent)
         density = np.empty((observations, samples))
-        together = max(1, _ROWS // (samples * len(latent)))
+        block = min(samples, max(1, _ROWS // len(latent)))
+        together = max(1, _ROWS // (block * len(latent)))
         for start in range(0, observations, together):
             rows = torch.arange(start, min(start + together, observations))
-            pairs = rows.repeat_interleave(len(latent))
-            condition = self._condition(pairs, latent.repeat(len(rows), 1))
-            given = np.repeat(points[start : start + len(rows)], len(latent), axis=0).astype(np.float32)
-            each = fastflow.log_density(self.flow, given, condition).reshape(len(rows), len(latent), samples)
-            density[start : start + len(rows)] = logsumexp(each, axis=1) - math.log(len(latent))
+            condition = self._condition(rows.repeat_interleave(len(latent)), latent.repeat(len(rows), 1))
+            for low in range(0, samples, block):
+                part = np.s_[start : start + len(rows), low : low + block]
+                given = np.repeat(points[part], len(latent), axis=0).astype(np.float32)
+                each = fastflow.log_density(self.flow, given, condition).reshape(len(rows), len(latent), -1)
+                density[part] = logsumexp(each, axis=1) - math.log(len(latent))
         gain = density - log_normal_density(points)
         if share := self.fit.prior_share:
             gain = np.logaddexp(math.log1p(-share) + gain, math.log(share))
@@ -163,6 +165,6 @@ def sobol(n: int, dimensions: int) -> torch.Tensor:
     """`n` scrambled Sobol points of a standard normal, float32 (n, dimensions); (1, 0) without dimensions."""
     if not dimensions:
         return torch.empty(1, 0)
-    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0)
-    uniform = engine.draw(n, dtype=torch.float64).clamp(_SMALLEST_UNIFORM, 1 - _SMALLEST_UNIFORM)
-    return torch.special.ndtri(uniform).float()
+    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0)  # type: ignore[no-untyped-call] # torch's
+    uniform: torch.Tensor = engine.draw(n, dtype=torch.float64)
+    return torch.special.ndtri(uniform.clamp(_SMALLEST_UNIFORM, 1 - _SMALLEST_UNIFORM)).float()

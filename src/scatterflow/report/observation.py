@@ -195,7 +195,7 @@ def _depth_picture(
     used = draws[:_DEPTH_DRAWS]
     columns = [i for i, name in enumerate(names) if name.endswith(".thickness_nm")]
     bottom = max(float(np.sum(thickness)), float(np.quantile(used[:, columns].sum(axis=1), 0.9)))
-    grid = np.linspace(-4.0, bottom + 6.0, 320)
+    grid = np.linspace(-4.0, bottom + 6.0, 240)
     curves = depth_profile(sample, used, names, grid)
     true = depth_profile(sample, truth[None], names, grid)[0]
     starts = np.cumsum([0.0, *thickness])

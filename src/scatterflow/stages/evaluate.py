@@ -32,8 +32,10 @@ PAPER = {
         "data_set_s": 18e6, "amortized": True,
     },
 }  # fmt: skip
+PER_OBSERVATION = ("log_prob", "information_gain", "map_error", "credibility", "outside_support")
 _REFERENCE = "abc-kde"  # the posterior that the paper measures distances to
 _PRIOR_ROWS = 20_000  # draws that the prior's median is taken from; caps make it differ from the middle of the cube
+_REBUILD_DRAWS = 16  # latent draws per rebuilt image
 _LEVEL_GRID = np.linspace(0, 1, 51)
 
 
@@ -45,6 +47,9 @@ class Result:
     facts: dict[str, Any]
     log_prob: Array  # of the truth, (observation,)
     gain: Array
+    map_error: Array
+    credibility: Array  # of the truth, by density
+    outside: Array  # share of samples outside the prior's support
 
 
 def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
@@ -52,7 +57,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
     features = preprocess.load(study, folder)
     held_back = preprocess.rows(features, "held_back").load()
     truth = study.prior.values(held_back["parameters"])
-    inferred = read_json(folder / "infer" / "manifest.json", "scatterflow infer-study")
+    inferred = read_json(folder / "infer" / "manifest.json", "snakemake infer")
     baselines = read_json(folder / "baseline" / "manifest.json", "scatterflow baseline")
     places = {name: folder / "infer" / name for name in inferred["estimators"]}
     places |= {name: folder / "baseline" / name for name in baselines["methods"]}
@@ -101,20 +106,18 @@ def judge(
     config, prior = study.config.evaluation, study.prior
     samples, draws = result.stored.samples, result.stored.samples.sizes["sample"]
     gain = diagnostics.log_prob(result.gain, config.trim)
-    best = samples.values[np.arange(len(truth)), result.stored.log_prob.values.argmax(axis=1)]
     ranks = diagnostics.ranks(truth, samples, prior)
     sbc = diagnostics.sbc(ranks, draws, prior.names, config.significance, study.seed)
-    credibility = diagnostics.density_credibility(result.log_prob, result.stored.log_prob.values, study.seed)
     tarp = diagnostics.tarp_credibility(truth, samples, prior, study.seed)
-    joint = diagnostics.coverage(credibility, config.coverage_levels, config.coverage_confidence)
+    joint = diagnostics.coverage(result.credibility, config.coverage_levels, config.coverage_confidence)
     metrics = {
-        **{key: value for key, value in result.facts.items() if key not in ("log_prob", "information_gain")},
+        **{key: value for key, value in result.facts.items() if key not in PER_OBSERVATION},
         "works": bool(gain.mean is not None and gain.sigmas is not None and gain.sigmas > 5),
         "log_prob": _summary(diagnostics.log_prob(result.log_prob, config.trim)),
         "information_gain": _summary(gain),
         "mae_median": _estimate(diagnostics.point_error(diagnostics.median(samples, prior), truth, prior).overall),
-        "mae_map": _estimate(diagnostics.point_error(best, truth, prior).overall),
-        "outside_support_share": _estimate(diagnostics.support_leak(samples, prior)),
+        "mae_map": _estimate(diagnostics.mean(result.map_error)),
+        "outside_support_share": _estimate(diagnostics.mean(result.outside)),
         "coverage": {**_coverage(joint), "passed": joint.passed, "n": len(truth)},
         "tarp": {**_coverage(diagnostics.coverage(tarp, config.coverage_levels, config.coverage_confidence))},
         "sbc": {
@@ -127,15 +130,17 @@ def judge(
         distance = diagnostics.wasserstein(samples, reference.stored.samples, prior)
         metrics["wasserstein_to_abc"] = {**_estimate(distance.overall), "sd": distance.sd, "floor": distance.floor}
     curves = {
-        name: (values[:, None] <= _LEVEL_GRID).mean(axis=0) for name, values in (("joint", credibility), ("tarp", tarp))
+        name: (values[:, None] <= _LEVEL_GRID).mean(axis=0)
+        for name, values in (("joint", result.credibility), ("tarp", tarp))
     }
     return metrics, ranks, curves
 
 
 def _read(place: Path) -> Result:
-    facts = read_json(place.with_name(f"{place.name}.json"), "scatterflow infer-study")
+    facts = read_json(place.with_name(f"{place.name}.json"), "snakemake infer")
     stored = read_posterior(place.with_name(f"{place.name}.nc"))
-    return Result(stored, facts, np.array(facts["log_prob"]), np.array(facts["information_gain"]))
+    columns = [np.array([-np.inf if x is None else x for x in facts[name]]) for name in PER_OBSERVATION]
+    return Result(stored, facts, *columns)
 
 
 def _prior(study: Study, truth: Array) -> dict[str, Any]:
@@ -212,13 +217,11 @@ def _reconstruction(
     study: Study, folder: Path, features: xr.Dataset, held_back: xr.Dataset, groups: dict[str, xr.Dataset]
 ) -> dict[str, Any]:
     """Images rebuilt from the profile alone (figure 3), against the mean image of the training rows; adds its arrays."""
-    name, model = next(
-        ((name, model) for name in study.config.models if (model := load_model(folder / "models" / name)).rebuilds),
-        ("", None),
-    )
-    if model is None:
+    able = [model for name in study.config.models if (model := load_model(folder / "models" / name)).rebuilds]
+    if not able:
         return {}
-    rebuilt = model.reconstruct(held_back, n=16, seed=study.seed)
+    model = able[0]
+    rebuilt = model.reconstruct(held_back, n=_REBUILD_DRAWS, seed=study.seed)
     mask, image = held_back["mask_image"].values, held_back["image"].values
     typical = preprocess.rows(features, "train")["image"].mean("simulation").values
     errors = {
@@ -234,10 +237,10 @@ def _reconstruction(
             "mask_image": (("example", "z_image", "y_image"), mask[:shown]),
         },
         coords={key: groups["example"][key] for key in ("qz_image", "qy_image")},
-        attrs={"model": name, "draws": 16},
+        attrs={"model": model.name, "draws": _REBUILD_DRAWS},
     )
     return {f"mean_absolute_error_{key}": _estimate(diagnostics.mean(value)) for key, value in errors.items()} | {
-        "model": name
+        "model": model.name
     }
 
 

@@ -29,6 +29,7 @@ LABELS = {
 }
 EXAMPLES = 3  # held-back observations that the report shows
 _EXAMPLE_DRAWS = 64  # posterior draws simulated for their predictive bands
+_SCORE_DRAWS = 4  # latent draws that the density of a sample is averaged over for its rank
 _SHOWN = ("0.05", "0.25", "0.5", "0.75", "0.95")
 
 
@@ -46,7 +47,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
                 return model.posterior(held_back.isel(simulation=rows), mode=mode)
 
             extra = {"label": LABELS.get(estimator, estimator), "model": name, "mode": mode, **model.facts(mode)}
-            write_result(study, folder / "infer" / f"{estimator}.nc", posterior, held_back, extra, tell)
+            write_result(study, folder / "infer" / f"{estimator}.nc", posterior, held_back, extra, tell, _score)
     lead = next(iter(models.values()))
     _write_tree(folder / "infer" / "examples.nc", {"/": _examples(study, lead, held_back)})
     out_of_range = _false_alarms(study, lead, held_back)
@@ -67,6 +68,12 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "versions": provenance.versions(("numpy", "torch", "nflows", "bornagain")),
         },
     )
+
+
+def _score(posterior: Any, theta: Any) -> xr.DataArray:
+    """Log density averaged over few z: cheap enough for every sample."""
+    density: xr.DataArray = posterior.log_prob(theta, draws=_SCORE_DRAWS)
+    return density
 
 
 def estimator_name(model: str, mode: str, modes: tuple[str, ...]) -> str:

@@ -10,12 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import xarray as xr
 
+from scatterflow.diagnostics import density_credibility
 from scatterflow.exports import write_posterior
 from scatterflow.products import write_json
 from scatterflow.progress import duration
 from scatterflow.study import Study
 
 _BATCH = 100  # observations at once: bounds memory whatever their number
+SCORED = 200  # samples per observation whose density is compared with the truth's: resolves credibility to 0.5 %
 
 
 class Posterior(Protocol):
@@ -35,16 +37,19 @@ def write_result(
     observations: xr.Dataset,
     extra: dict[str, Any],
     tell: Callable[[str], None],
+    score: Callable[[Any, Any], xr.DataArray] | None = None,
 ) -> None:
     """Sample every observation, score its truth, and write `path` (NetCDF) with a JSON of the scores beside it.
 
-    `posterior_of` gives the posterior of a slice of `observations` (which hold `parameters`, the truth). The log density
-    of every sample is stored too: coverage by highest density and the MAP need it.
+    `posterior_of` gives the posterior of a slice of `observations` (which hold `parameters`, the truth). `score` is a
+    cheaper stand-in for the log density, the same for truth and samples: credibilities are calibrated for any such
+    function, and the sample that it ranks first stands for the maximum a posteriori.
     """
     n = study.config.inference.samples
     count = len(observations["simulation"])
     truth = study.prior.values(observations["parameters"])
-    samples, densities, scores = [], [], []
+    rank = score or (lambda posterior, theta: posterior.log_prob(theta))
+    samples, best, scored_truth, scored, log_prob, outside = [], [], [], [], [], []
     seconds = 0.0
     for start in range(0, count, _BATCH):
         rows = slice(start, min(start + _BATCH, count))
@@ -52,10 +57,13 @@ def write_result(
         posterior = posterior_of(rows)
         drawn = posterior.sample(n, seed=study.seed + start)
         seconds += time.monotonic() - began
-        samples.append(drawn.values)
-        densities.append(posterior.log_prob(drawn).values)
-        scores.append(posterior.log_prob(truth[rows]).values)
-    log_prob = np.concatenate(scores)
+        few = drawn.isel(sample=slice(0, SCORED))
+        samples.append(drawn.values.astype(np.float32))
+        outside.append(1 - study.prior.inside(drawn).mean(axis=1))
+        scored.append(rank(posterior, few).values)
+        scored_truth.append(rank(posterior, truth[rows]).values)
+        best.append(few.values[np.arange(len(few)), scored[-1].argmax(axis=1)])
+        log_prob.append(posterior.log_prob(truth[rows]).values)
     stacked = xr.DataArray(
         np.concatenate(samples),
         dims=("observation", "sample", "parameter"),
@@ -65,12 +73,19 @@ def write_result(
             "unit": ("parameter", list(study.prior.units)),
         },
     )
-    attrs = {"study": study.name, "estimator": path.stem, "log_prob_of": "box-scaled parameters, natural log"}
-    write_posterior(
-        path, stacked, xr.DataArray(np.concatenate(densities), dims=("observation", "sample")), observations, attrs
-    )
+    known = observations[["parameters", "profile", "mask_profile"]]  # the images stay in the features: they are large
+    write_posterior(path, stacked, None, known, {"study": study.name, "estimator": path.stem})
     tell(f"{path.stem}: {n} samples for each of {count} observations in {duration(seconds)}")
-    gain = log_prob - study.prior.log_prob_box(truth)
+    density = np.concatenate(log_prob)
+    map_error = np.abs(study.prior.to_box(np.concatenate(best)) - study.prior.to_box(truth)).mean(axis=1)
+    credibility = density_credibility(np.concatenate(scored_truth), np.concatenate(scored), study.seed)
+    per_observation = {
+        "log_prob": density,
+        "information_gain": density - study.prior.log_prob_box(truth),
+        "map_error": map_error,
+        "credibility": credibility,
+        "outside_support": np.concatenate(outside),  # before rounding to float32
+    }
     write_json(
         path.with_suffix(".json"),
         {
@@ -79,7 +94,11 @@ def write_result(
             "n": count,
             "samples": n,
             "seconds_per_observation": seconds / count,
-            "log_prob": [float(value) for value in log_prob],
-            "information_gain": [float(value) for value in gain],
+            **{name: [_plain(value) for value in values] for name, values in per_observation.items()},
         },
     )
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no infinity: a truth of density 0 is written as null."""
+    return float(value) if np.isfinite(value) else None

@@ -262,8 +262,8 @@ def _finish(study: Study, place: Place, shards: tuple[Shard, ...], report: Repor
         seed=study.seed,
         engine=study.config.forward.engine,
         source=used[0].source,
-        core_seconds=sum(record.seconds for record in used),
-        wall_seconds=manifest.wall_seconds(used),
+        core_seconds=round(sum(record.seconds for record in used), 3),
+        wall_seconds=round(manifest.wall_seconds(used), 3),
         versions=provenance.versions(),
     )
     if place.manifest.is_file():

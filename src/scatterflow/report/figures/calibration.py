@@ -14,7 +14,7 @@ from scatterflow.report.style import CYCLE, GRID, MUTED, Style, blank, legend_ab
 
 Array = NDArray[np.float64]
 _BAND_DRAWS = 2000  # simulated sets of uniform ranks: the band's edge is known to a few percent of its width
-_GRID = 101
+_GRID = 51
 _FAR_OFF = 25.0  # percentage points
 _SHORT = {"thickness_nm": "thickness", "roughness_nm": "roughness", "correlation_length_nm": "corr. length"}
 

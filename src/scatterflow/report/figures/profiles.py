@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from scatterflow.report.style import BLUE, GRID, INK, MUTED, VERMILLION, blank, legend_above, styled
+from scatterflow.report.style import BLUE, GRID, INK, MUTED, VERMILLION, blank, dots, legend_above, styled
 
 Array = NDArray[np.float64]
 
@@ -52,9 +52,9 @@ def profile_fit(
             )  # fmt: skip
         if 0.5 in bands:
             upper.plot(qz[part], bands[0.5][part], color=BLUE, linewidth=1.0, label="median" if number == 0 else None)
-        upper.plot(qz[part], shown[part], ".", color=INK, markersize=2.2, label="observed" if number == 0 else None)
+        dots(upper, qz[part], shown[part], INK, "observed" if number == 0 else None)
         if lower is not None and residual is not None:
-            lower.plot(qz[part], np.where(mask, residual, np.nan)[part], ".", color=VERMILLION, markersize=2.2)
+            dots(lower, qz[part], np.where(mask, residual, np.nan)[part], VERMILLION)
     upper.set_ylabel("scaled counts")
     if log:
         upper.set_yscale("log")

@@ -1,0 +1,148 @@
+"""Model bundles: a folder with weights (safetensors), bundle.json and card.md. Loading runs nothing from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from scatterflow.config.model import ModelConfig
+from scatterflow.data import Inputs
+from scatterflow.errors import BundleError, ConfigError
+from scatterflow.models.estimator import Estimator
+from scatterflow.models.networks import Networks
+from scatterflow.models.posterior import ModeFit
+from scatterflow.prior import prior_from_spec
+from scatterflow.products import replacing
+from scatterflow.provenance import digest
+
+FORMAT = 1
+KIND = "multilayer"
+_EXTRA = "extra."  # prefix of arrays that are no weights of the networks
+_AGAIN = "train the model again, or copy the bundle again"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle holds: the estimator, extra arrays by name, and `meta`, plain JSON of the caller."""
+
+    estimator: Estimator
+    arrays: Mapping[str, NDArray[np.float32]]
+    meta: Mapping[str, Any]
+
+
+def save_bundle(
+    folder: Path,
+    estimator: Estimator,
+    meta: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[np.float32]] | None = None,
+    texts: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the bundle `folder`, complete or not at all; returns the path of its bundle.json.
+
+    `texts` are further files by name (card.md, history.csv). Raises StoreError where the disk refuses.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in estimator.networks.state_dict().items()}
+    for name, array in (arrays or {}).items():
+        tensors[_EXTRA + name] = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    weights = save_safetensors(tensors)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "kind": KIND,
+        "model": estimator.config.model_dump(mode="json"),
+        "inputs": asdict(estimator.inputs),
+        "prior": estimator.prior.spec(),
+        "modes": {mode: asdict(fit) for mode, fit in estimator.fits.items()},
+        "weights": {"file": "weights.safetensors", "sha256": hashlib.sha256(weights).hexdigest()},
+        "meta": dict(meta),
+    }
+    content["sha256"] = digest(content)
+    with replacing(folder) as temporary:
+        temporary.mkdir()
+        (temporary / "weights.safetensors").write_bytes(weights)
+        for name, text in (texts or {}).items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        (temporary / "bundle.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return folder / "bundle.json"
+
+
+def load_bundle(folder: str | Path) -> Bundle:
+    """Read a bundle. Raises BundleError, in one line, where it is missing, damaged, of another format or kind."""
+    folder = Path(folder)
+    content = _read_json(folder / "bundle.json")
+    place = f"bundle {folder}"
+    if content.get("format") != FORMAT:
+        raise BundleError(
+            place, f"must have format {FORMAT}", content.get("format"), "use the version of scatterflow that wrote it"
+        )
+    if content.get("kind") != KIND:
+        raise BundleError(place, f"must be of kind {KIND}", content.get("kind"), "choose another bundle")
+    if content.pop("sha256", None) != digest(content):
+        raise BundleError(f"{folder / 'bundle.json'}", "must be as it was written", "another checksum", _AGAIN)
+    tensors = _read_weights(folder / "weights.safetensors", content)
+    try:
+        config: ModelConfig = TypeAdapter[ModelConfig](ModelConfig).validate_python(content["model"])
+        inputs = Inputs(int(content["inputs"]["points"]), _pair(content["inputs"]["image_shape"]))
+        prior = prior_from_spec(content["prior"])
+        fits = {str(mode): ModeFit(**fit) for mode, fit in content["modes"].items()}
+        networks = Networks(config, inputs, len(prior.names))
+        meta = dict(content["meta"])
+    except (KeyError, TypeError, ValueError, AttributeError, ValidationError, ConfigError) as error:
+        raise BundleError(place, "must describe a model", " ".join(str(error).split())[:200], _AGAIN) from None
+    expected = {name: tensor.shape for name, tensor in networks.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith(_EXTRA)}
+    if expected != found:
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise BundleError(f"weights of {place}", "must fit its model", f"{len(odd)} others: {odd[0]}", _AGAIN)
+    networks.load_state_dict({name: tensors[name] for name in expected})
+    networks.eval().requires_grad_(False)
+    arrays = {name.removeprefix(_EXTRA): tensors[name].numpy() for name in tensors if name.startswith(_EXTRA)}
+    return Bundle(Estimator(config, prior, inputs, networks, fits), arrays, meta)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise BundleError(f"{path}", "must exist", remedy="give the folder of a trained model") from None
+    except OSError as error:
+        raise BundleError(f"{path}", "must be readable", error.strerror) from None
+    except (ValueError, RecursionError):
+        raise BundleError(f"{path}", "must be valid JSON", "a damaged file", _AGAIN) from None
+    if not isinstance(content, dict):
+        raise BundleError(f"{path}", "must be a JSON object", type(content).__name__, _AGAIN)
+    return content
+
+
+def _read_weights(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of a safetensors file whose checksum stands in bundle.json."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise BundleError(f"{path}", "must exist", remedy=_AGAIN) from None
+    except OSError as error:
+        raise BundleError(f"{path}", "must be readable", error.strerror) from None
+    weights = content.get("weights")
+    if not isinstance(weights, dict) or weights.get("sha256") != hashlib.sha256(data).hexdigest():
+        raise BundleError(f"{path}", "must be as it was written", "another checksum", _AGAIN)
+    try:
+        return dict(load_safetensors(data))
+    except SafetensorError as error:
+        raise BundleError(f"{path}", "must be a safetensors file", error, _AGAIN) from None
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)
