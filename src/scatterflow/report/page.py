@@ -20,8 +20,10 @@ from scatterflow.report.metrics import Verdict
 from scatterflow.report.numbers import NONE, percent, plus_minus, seconds
 from scatterflow.report.products import Products
 from scatterflow.report.tables import Table
+from scatterflow.study import Study
 
-_EXAMPLES = 2  # held-back examples shown; the first is open
+_EXAMPLES = 2  # held-back examples shown per study
+_MANY_PARAMETERS = 40  # of all studies: beyond it a second example would make the page too heavy for a mail
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,16 @@ class StudyPage:
     products: Products
 
 
-def study_page(products: Products, gallery: Gallery) -> StudyPage:
-    """Draw all figures of a study and compose its sections."""
+def examples_shown(studies: Sequence[Study]) -> int:
+    """How many held-back examples each study shows."""
+    return _EXAMPLES if sum(len(study.prior.names) for study in studies) <= _MANY_PARAMETERS else 1
+
+
+def study_page(products: Products, gallery: Gallery, shown: int = _EXAMPLES) -> StudyPage:
+    """Draw all figures of a study, with so many held-back examples, and compose its sections."""
     examples = products.arrays["example"].sizes.get("example", 1) if "example" in products.arrays else 1
     sections = [quality.comparison(products, gallery)]
-    for index in range(min(examples, _EXAMPLES)):
+    for index in range(min(examples, shown)):
         sections.append(
             observation.observation(
                 products, "example", index, f"example-{index}", f"A held-back simulation, number {index + 1}",

@@ -108,7 +108,7 @@ def to_svg(figure: Figure) -> str:
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
     # a tenth of a point is enough for any eye and halves the file; text between tags stays as it is
     text = re.sub(r' (d|x|y|x1|x2|y1|y2)="[^"]*"', lambda found: _short(found[0]), text)
-    return text.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")  # for readers without that font
+    return re.sub(r"font-family: [^;\"]*", "font-family: 'DejaVu Sans', Verdana, sans-serif", text)
 
 
 def _short(attribute: str) -> str:

@@ -151,11 +151,10 @@ def _experiment(
     features = study.preprocess(recorded)
     lead = next(iter(estimators.values()))[0]
     dataset = _with_predictive(study, lead, features, recorded, expert, True)
-    full = study.observe(study.simulate(expert, views=("full",)), seed=study.seed + 3)
-    dataset["full"] = thumbnail(
-        full.isel(simulation=0).rename(full="counts", mask_full="mask", z_full="z", y_full="y").drop_vars(["z", "y"]),
-        study.config.instrument,
-    ).rename(z="z_full", y="y_full", qz="qz_full", qy="qy_full")
+    full = study.observe(study.simulate(expert, views=("full",)), seed=study.seed + 3).isel(simulation=0)
+    frame = xr.Dataset({name: (("z", "y"), full[key].values) for name, key in (("counts", "full"), ("mask", "mask_full"))})
+    picture = thumbnail(frame, study.config.instrument)
+    dataset["full"] = picture.rename(z="z_full", y="y_full", qz="qz_full", qy="qy_full")
     groups = {"/": dataset}
     for name, (model, mode) in estimators.items():
         posterior = model.posterior(features, mode=mode)

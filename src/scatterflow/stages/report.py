@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +10,34 @@ from scatterflow import provenance
 from scatterflow.config.study import RunConfig
 from scatterflow.files import disk_errors, write_atomic
 from scatterflow.products import replacing, write_json
+from scatterflow.progress import say, size
 from scatterflow.report.gallery import Gallery
-from scatterflow.report.page import StudyPage, render, study_page
+from scatterflow.report.page import StudyPage, examples_shown, render, study_page
 from scatterflow.report.products import read_products
 from scatterflow.study import study_of
 
 
-def run(run_config: RunConfig, results: Path) -> Path:
+def run(run_config: RunConfig, results: Path, tell: Callable[[str], None] = say) -> Path:
     """Write `report.html`, `metrics.json` and `figures/` into `results` (results/<run>/); returns the page's path.
 
     What earlier stages have not made is named on the page with the command that makes it. Raises StoreError for damaged
-    products and where the disk refuses.
+    products and where the disk refuses; what was there before stays then.
     """
+    studies = [study_of(run_config, name) for name in run_config.studies]
+    config_sha256, commit = provenance.digest(run_config.model_dump(mode="json")), provenance.git_commit()
     pages: list[StudyPage] = []
     with replacing(results / "figures") as folder:
         folder.mkdir()
-        for name in run_config.studies:
-            study = study_of(run_config, name)
-            pages.append(study_page(read_products(study, results / name), Gallery(folder, name)))
-            print(f"report: {name}, {len(list(folder.glob(f'{name}-*.svg')))} figures", flush=True)
-    config_sha256, commit = provenance.digest(run_config.model_dump(mode="json")), provenance.git_commit()
+        for study in studies:
+            products = read_products(study, results / study.name)
+            pages.append(study_page(products, Gallery(folder, study.name), examples_shown(studies)))
+            tell(f"{study.name}: {len(list(folder.glob('*.svg')))} figures")
+        html = render(run_config, pages, config_sha256, commit).encode()
     page = results / "report.html"
     with disk_errors(page):
-        write_atomic(page, render(run_config, pages, config_sha256, commit).encode())
+        write_atomic(page, html)
     write_json(results / "metrics.json", run_metrics(run_config, pages, config_sha256, commit))
+    tell(f"{page}, {size(len(html))}")
     return page
 
 
