@@ -79,6 +79,11 @@ def write_posterior(
         groups["/constant_data"] = observed[[TRUTH]].reset_coords(drop=True).assign_coords(
             index | {"parameter": samples["parameter"].values}
         )  # fmt: skip
+    return write_tree(path, groups)
+
+
+def write_tree(path: Path, groups: Mapping[str, xr.Dataset]) -> Path:
+    """Write datasets by group ("/", "/name") as one NetCDF file, which is either the old or the complete new one."""
     # through memory: on a full disk HDF5 leaves a broken handle behind that crashes the interpreter at its end
     return _write(path, bytes(xr.DataTree.from_dict(groups).to_netcdf(engine="h5netcdf")))
 

@@ -105,11 +105,13 @@ _STAGE_MODULES = {
         "scatterflow.stages.posteriors",
         "scatterflow.baselines",
         "scatterflow.exports",
+        "scatterflow.experiment",
     ),
     "infer": (
         "scatterflow.stages.infer",
         "scatterflow.stages.posteriors",
         "scatterflow.inference",
+        "scatterflow.experiment",
         "scatterflow.frames",
         "scatterflow.framefiles",
         "scatterflow.framehdf5",
@@ -144,11 +146,10 @@ def stage_params(run: RunConfig, study_name: str | None, stage: str, model: str 
             "model": config.models[model].model_dump(mode="json"),
             "inference": config.inference.model_dump(mode="json", exclude={"frames", "samples"}),
         }
+    expert = config.sample.model_dump(mode="json")["expert"]
     if stage == "infer":
-        return params | {
-            "inference": config.inference.model_dump(mode="json"),
-            "expert": config.sample.model_dump(mode="json")["expert"],
-        }
-    section = {"baseline": config.baselines, "evaluate": config.evaluation}[stage]
-    params |= {stage: section.model_dump(mode="json")}
-    return params | ({"samples": config.inference.samples} if stage == "baseline" else {})
+        return params | {"inference": config.inference.model_dump(mode="json"), "expert": expert}
+    if stage == "baseline":
+        samples = config.inference.samples
+        return params | {"baseline": config.baselines.model_dump(mode="json"), "samples": samples, "expert": expert}
+    return params | {"evaluation": config.evaluation.model_dump(mode="json")}

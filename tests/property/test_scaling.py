@@ -18,11 +18,11 @@ PARTS = [0, 6, 12]
 @given(counts, st.floats(0.1, 100))
 def test_profile_parts_span_zero_to_one_whatever_the_exposure(profile: np.ndarray, exposure: float) -> None:
     mask = np.ones(profile.shape, dtype=bool)
-    scaled = scale_profile(profile, mask, PARTS, False, 0.5)
+    scaled = scale_profile(profile, mask, PARTS, False, 0.5, 0.5)
     for part in (scaled[:, :6], scaled[:, 6:]):
         np.testing.assert_array_equal(part.min(axis=1), 0)
         np.testing.assert_array_equal(part.max(axis=1), 1)
-    np.testing.assert_allclose(scale_profile(profile * exposure, mask, PARTS, False, 0.5), scaled, atol=1e-6)
+    np.testing.assert_allclose(scale_profile(profile * exposure, mask, PARTS, False, 0.5, 0.5), scaled, atol=1e-6)
 
 
 @given(hnp.arrays(np.float64, (4, 9), elements=st.floats(-5, 5)), hnp.arrays(np.bool_, (4, 9)))
@@ -68,10 +68,10 @@ def test_constant_and_masked_frames_are_refused_by_name() -> None:
     profile = np.tile(np.arange(12.0), (2, 1))
     profile[1, 6:] = 3
     with pytest.raises(FrameError, match="frame 1.*contrast"):
-        scale_profile(profile, mask, PARTS, False, 0.5)
+        scale_profile(profile, mask, PARTS, False, 0.5, 0.5)
     mask[0, :4] = False
     with pytest.raises(FrameError, match="frame 0.*masked") as caught:
-        scale_profile(profile, mask, PARTS, False, 0.5)
+        scale_profile(profile, mask, PARTS, False, 0.5, 0.5)
     assert caught.value.status == "masked-out"
     with pytest.raises(FrameError, match="image of frame 0"):
         scale_image(np.ones((1, 3, 3)), np.zeros((1, 3, 3), dtype=bool), 10, 0.5)

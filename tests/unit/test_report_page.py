@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from scatterflow.config.study import RunConfig
 from scatterflow.errors import StoreError
+from scatterflow.report import numbers
 from scatterflow.report.headline import best_model, study_verdict, works
 from scatterflow.report.metrics import StudyMetrics
 from scatterflow.stages import report
@@ -298,3 +300,32 @@ def test_more_information_wins_but_models_come_before_baselines(made: tuple[Path
         entry |= {"works": True, "information_gain": {"mean": float(gain), "se": 0.1, "n": 500}}
     models = [name for name in raw["estimators"] if not name.startswith("abc")]
     assert best_model(StudyMetrics.model_validate(raw)) == models[-1]
+
+
+def test_verdict_names_the_level_that_fails_worst_and_which_way(made: tuple[Path, RunConfig]) -> None:
+    raw = metrics_of(made)
+    best = best_model(StudyMetrics.model_validate(raw))
+    assert best is not None
+    coverage = raw["estimators"][best]["coverage"]
+    for shift, word in ((-0.2, "too narrow"), (0.2, "too wide")):
+        coverage["joint"] = [(low + high) / 2 for low, high in zip(coverage["low"], coverage["high"], strict=True)]
+        coverage["joint"][coverage["levels"].index(0.68)] += shift
+        verdict = study_verdict(StudyMetrics.model_validate(raw))
+        assert verdict is not None
+        assert word in verdict.sentences[1]
+        assert "68 % regions" in verdict.sentences[1]
+
+
+def test_frames_that_cannot_be_judged_are_said_so(numbers_only: Path) -> None:
+    frames = [frame_verdict() | {"status": "masked-out", "scores": {}, "why": "use `--instrument`"}, frame_verdict()]
+    edit_metrics(numbers_only, frames=frames)
+    html = report.run(run_config(), numbers_only).read_text(encoding="utf-8")
+    assert "1 of 2 real frames cannot be used: masked-out" in html
+    assert "1 of 2 real frames lie outside" in html
+    assert "use <code>--instrument</code>" in html
+
+
+def test_training_time_adds_up_over_phases(made: tuple[Path, RunConfig], page: Page) -> None:
+    history = pd.read_csv(made[0] / STUDY / "models" / "cvae-maf" / "history.csv")
+    total = history.groupby("phase")["seconds"].max().sum()
+    assert f"cvae-maf: {len(history)} epochs in phases cvae, flow, {numbers.seconds(total)};" in page.text

@@ -27,3 +27,6 @@ class PreprocessConfig(Section):
         lt=1,
         help="a frame with a larger share of masked profile points or image bins is refused (masked-out)",
     )
+    max_masked_part_share: float = option(
+        0.8, gt=0, lt=1, help="the same for each part of the profile, below and above the beam stop"
+    )

@@ -41,7 +41,12 @@ def profile_features(noisy: xr.Dataset, instrument: InstrumentConfig, config: Pr
         cut["mask_profile"],
         input_core_dims=[["profile_point"], ["profile_point"]],
         output_core_dims=[["profile_point"]],
-        kwargs={"parts": profile_parts(instrument), "log": config.profile_log, "max_masked": config.max_masked_share},
+        kwargs={
+            "parts": profile_parts(instrument),
+            "log": config.profile_log,
+            "max_masked": config.max_masked_share,
+            "max_masked_part": config.max_masked_part_share,
+        },
         dask="parallelized",
         output_dtypes=[np.float32],
     )

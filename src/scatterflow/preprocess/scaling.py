@@ -15,17 +15,20 @@ Mask = NDArray[np.bool_]
 LOWEST_COUNTS = 0.5  # counts below half a photon carry no information: the floor of logarithms
 
 
-def scale_profile(profile: Float, mask: Mask, parts: Sequence[int], log: bool, max_masked: float) -> Float:
+def scale_profile(
+    profile: Float, mask: Mask, parts: Sequence[int], log: bool, max_masked: float, max_masked_part: float
+) -> Float:
     """Each part of a profile scaled to [0, 1] by its own valid minimum and maximum; masked points are interpolated.
 
     `profile` and `mask` are (..., point), `parts` the borders of the parts along the points. Raises FrameError where more
-    than `max_masked` of a part is masked, or where a part is constant.
+    than `max_masked` of the profile or `max_masked_part` of a part is masked, or where a part is constant.
     """
     values = np.log10(np.maximum(profile, LOWEST_COUNTS)) if log else np.asarray(profile)
     result = np.empty(values.shape, dtype=np.float32)
+    _check_masked(mask.mean(axis=-1), max_masked, "profile")
     for start, stop in itertools.pairwise(parts):
         valid = mask[..., start:stop]
-        _check_masked(valid.mean(axis=-1), max_masked, "profile")
+        _check_masked(valid.mean(axis=-1), max_masked_part, f"part {start}-{stop} of the profile")
         scaled = min_max(values[..., start:stop], valid, (-1,), "profile")
         result[..., start:stop] = fill_linear(scaled, valid)
     return result

@@ -14,14 +14,13 @@ from scatterflow.report.tables import Table
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page shows it: its address, what it shows in words, its caption, the numbers behind it."""
+    """A figure as the page shows it: its address, what it shows in words, its caption, its size in CSS pixels."""
 
     source: str
     alt: str
     caption: str
     width: int
     height: int
-    tables: list[Table] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,6 @@ class Section:
     rows: list[Row] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     missing: str = ""
-    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,15 +51,7 @@ class Gallery:
     folder: Path
     study: str
 
-    def add(
-        self,
-        name: str,
-        figure: Figure,
-        alt: str,
-        caption: str = "",
-        tables: list[Table] | None = None,
-        png: bool = False,
-    ) -> Picture:
+    def add(self, name: str, figure: Figure, alt: str, caption: str = "", png: bool = False) -> Picture:
         """Save `<study>-<name>.svg` (and .png) and return the picture."""
         svg = to_svg(figure)
         stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{self.study}-{name}")
@@ -69,4 +59,4 @@ class Gallery:
         if png:
             (self.folder / f"{stem}.png").write_bytes(to_png(figure))
         width, height = figure.get_size_inches() * 96  # CSS pixels per inch: the page reserves the space
-        return Picture(data_uri(svg), alt, caption, round(width), round(height), tables or [])
+        return Picture(data_uri(svg), alt, caption, round(width), round(height))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from scatterflow.report.metrics import Estimator, StudyMetrics, Verdict
-from scatterflow.report.numbers import estimate, percent, plus_minus
+from scatterflow.report.numbers import estimate, level, percent, plus_minus
 
 SIGMAS = 5.0  # an information gain counts as real when it is positive by so many standard errors
 
@@ -62,18 +62,23 @@ def _gain_sentence(metrics: StudyMetrics, best: str) -> str:
 
 
 def _coverage_sentence(estimator: Estimator, covered: bool | None) -> str:
-    if estimator.coverage is None or covered is None:
+    coverage = estimator.coverage
+    if coverage is None or covered is None:
         return "Its calibration was not tested."
-    at = estimator.coverage.at(0.9)
-    number = (
-        f"its 90 % regions hold the truth in {percent(at[0])} of cases (expected {percent(at[1])} to {percent(at[2])})"
-        if at
-        else "its credible regions were compared with the truth at several levels"
-    )
+    rows = [(at, level(value)) for value in coverage.levels if (at := coverage.at(value)) is not None]
     if covered:
-        return f"Its widths can be trusted: {number}."
-    wide = at is not None and at[0] > at[2]
-    return f"Its widths cannot be trusted ({'too wide' if wide else 'wrong or too narrow at some levels'}): {number}."
+        at, name = next((row for row in rows if row[1] == "90 %"), rows[-1])
+        tested = ", ".join(row[1] for row in rows)
+        return (
+            f"Its uncertainties can be trusted: its {name} regions hold the truth in {percent(at[0])} of cases (expected "
+            f"{percent(at[1])} to {percent(at[2])}; tested at {tested})."
+        )
+    at, name = max(rows, key=lambda row: max(row[0][1] - row[0][0], row[0][0] - row[0][2]))
+    wrong = "too wide" if at[0] > at[2] else "too narrow"
+    return (
+        f"Its uncertainties cannot be trusted, they are {wrong}: its {name} regions hold the truth in {percent(at[0])} of "
+        f"cases (expected {percent(at[1])} to {percent(at[2])})."
+    )
 
 
 def _alarm_sentence(metrics: StudyMetrics) -> str:
@@ -82,13 +87,15 @@ def _alarm_sentence(metrics: StudyMetrics) -> str:
     if alarm and alarm.rate is not None:
         interval = f" ({percent(alarm.low)} to {percent(alarm.high)})" if None not in (alarm.low, alarm.high) else ""
         parts.append(f"In-range simulations are called outside in {percent(alarm.rate)} of cases{interval}.")
-    judged = [frame for frame in metrics.frames if frame.status != "missing"]
-    outside = [frame for frame in judged if frame.status == "outside"]
-    if outside:
+    judged = [frame.status for frame in metrics.frames if frame.status != "missing"]
+    if outside := judged.count("outside"):
         parts.append(
-            f"{len(outside)} of {len(judged)} real frames lie outside what the model knows: parameters inferred there "
+            f"{outside} of {len(judged)} real frames lie outside what the model knows: parameters inferred there "
             "mean nothing."
         )
+    refused = [status for status in dict.fromkeys(judged) if status not in ("ok", "outside")]
+    for status in refused:
+        parts.append(f"{judged.count(status)} of {len(judged)} real frames cannot be used: {status}.")
     return " ".join(parts)
 
 

@@ -41,11 +41,13 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share in percent: one decimal below 10 % and above 90 %."""
-    if value is None:
-        return NONE
-    points = 100 * value
-    return f"{points:.1f} %" if points < 10 or points > 90 else f"{points:.0f} %"
+    """A share in percent with one decimal."""
+    return NONE if value is None else f"{100 * value:.1f} %"
+
+
+def level(value: float) -> str:
+    """A credibility level in percent, as it was chosen."""
+    return f"{100 * value:g} %"
 
 
 def seconds(value: float | None) -> str:

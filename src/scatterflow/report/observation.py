@@ -141,13 +141,11 @@ def observation(
     best = best_model(products.metrics)
     best = best if best in samples else names[0]
     qz = data["qz"].values if "qz" in data else view_axes(study.config.instrument, "profile")[0]
-    attrs = dataset.attrs
-    source = (
-        f"; posterior predictive of {labels.get(attrs['predictive_estimator'], attrs['predictive_estimator'])} from "
-        f"{attrs.get('predictive_draws', 'some')} simulated draws, with counting noise"
-        if "predictive_estimator" in attrs
-        else ""
-    )
+    source = ""
+    if "predictive_estimator" in dataset.attrs:
+        predictive = _label_of_model(products, str(dataset.attrs["predictive_estimator"]))
+        number = dataset.attrs.get("predictive_draws", "some")
+        source = f"; posterior predictive of {predictive} from {number} simulated draws, with counting noise"
     pictures = [
         image_picture(products, data, key, what, gallery),
         profile_picture(qz, data, key, what, gallery, source),
@@ -159,6 +157,13 @@ def observation(
     rows += _marginals(products, {name: samples[name] for name in shown}, styles, prior_draws, truth, key, gallery)
     table = tables.intervals(study.prior, prior_draws, samples, labels, truth)
     return Section(key, title, "", [p for p in pictures if p], rows, [table])
+
+
+def _label_of_model(products: Products, name: str) -> str:
+    """Readable name of an estimator, or of the first estimator of a model."""
+    estimators = products.metrics.estimators
+    of_model = [key for key, entry in estimators.items() if (entry.model_extra or {}).get("model") == name]
+    return label(products.metrics, name if name in estimators or not of_model else of_model[0])
 
 
 def _compared(products: Products, names: list[str], best: str) -> list[str]:

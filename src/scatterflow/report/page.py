@@ -9,7 +9,7 @@ from typing import Any
 
 import jinja2
 import yaml
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from scatterflow import provenance
 from scatterflow.config.study import RunConfig
@@ -144,11 +144,18 @@ def sources(run: RunConfig) -> list[str]:
     return found
 
 
+def code(text: str) -> Markup:
+    """Escaped text with what stands between backticks as code."""
+    parts = [f"<code>{escape(part)}</code>" if i % 2 else str(escape(part)) for i, part in enumerate(text.split("`"))]
+    return Markup("".join(parts))
+
+
 def render(run: RunConfig, pages: Sequence[StudyPage], config_sha256: str, commit: str) -> str:
     """The HTML text of the report. All text is escaped; only figure addresses made here are used as they are."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["code"] = code
     folder = resources.files("scatterflow.report") / "templates"
     template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
     style = (folder / "page.css").read_text(encoding="utf-8")

@@ -164,8 +164,11 @@ def training(products: Products, gallery: Gallery) -> Section:
     pictures = []
     for model, history in products.histories.items():
         lowest = significant(float(history["val_loss"].min()), 4)
-        duration = f", {seconds(float(history['seconds'].max()))}" if "seconds" in history else ""
-        phases = list(dict.fromkeys(str(phase) for phase in history["phase"])) if "phase" in history else []
+        by_phase = history.groupby("phase", sort=False) if "phase" in history else [("", history)]
+        phases = [str(phase) for phase, _ in by_phase]
+        # the clock of each phase starts at 0
+        took = sum(float(part["seconds"].max()) for _, part in by_phase) if "seconds" in history else None
+        duration = f", {seconds(took)}" if took is not None else ""
         parts = f" in phases {', '.join(phases)}" if len(phases) > 1 else ""
         pictures.append(
             gallery.add(
@@ -189,7 +192,7 @@ def costs(products: Products, gallery: Gallery) -> Section:
     """What each stage took, and the forward model's share."""
     metrics, manifest, title = products.metrics, products.manifest, "What it cost"
     if not metrics.cost:
-        return Section("cost", title, missing="No cost was recorded: run `snakemake evaluate`.")
+        return Section("cost", title, missing="No cost was recorded: `snakemake` measures it while it runs the stages.")
     wall = {
         name.replace("_", " "): entry.seconds for name, entry in tables.in_order(metrics) if entry.seconds is not None
     }

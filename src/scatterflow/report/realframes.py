@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from scatterflow.report.figures import detector, overview
 from scatterflow.report.gallery import Gallery, Picture, Section
@@ -90,6 +91,11 @@ def _thumbnail(arrays: xr.Dataset, frame: FrameVerdict, index: int, gallery: Gal
     if not {"counts", "qz", "qy"} <= set(arrays.variables):
         return None
     counts = arrays["counts"].values.astype(float)
+    valid = np.isfinite(counts)
+    if not valid.any():
+        return None
+    arrays = arrays.isel(z=_span(valid.any(axis=1)), y=_span(valid.any(axis=0)))
+    counts = arrays["counts"].values.astype(float)
     lines = {
         name: float(arrays.attrs[f"{name}_qz"]) for name in ("horizon", "specular") if f"{name}_qz" in arrays.attrs
     }
@@ -102,6 +108,12 @@ def _thumbnail(arrays: xr.Dataset, frame: FrameVerdict, index: int, gallery: Gal
         f"{frame.file}: {frame.status}. {counts.shape[0]} by {counts.shape[1]} bins; hatched: masked.",
         png=True,
     )
+
+
+def _span(used: NDArray[np.bool_]) -> slice:
+    """From the first to the last used row or column."""
+    places = np.flatnonzero(used)
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def _profile(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scatterflow.prior import Prior
 from scatterflow.report.headline import label, works
 from scatterflow.report.metrics import Cost, Mean, StudyMetrics
-from scatterflow.report.numbers import NONE, estimate, percent, plus_minus, seconds, significant
+from scatterflow.report.numbers import NONE, estimate, level, percent, plus_minus, seconds, significant
 
 Array = NDArray[np.float64]
 _STAGES = ("simulate", "preprocess", "train", "baseline", "infer", "evaluate")
@@ -40,7 +40,7 @@ def estimators(metrics: StudyMetrics) -> Table:
     prior = metrics.prior
     rows = [
         ["exact prior", "0", "0", estimate(prior.get("log_prob")), estimate(prior.get("mae_median")),
-         estimate(prior.get("mae_map")), NONE, "90 %", "0.0 %", NONE, NONE, NONE]
+         estimate(prior.get("mae_map")), NONE, "90.0 %", "0.0 %", NONE, NONE, NONE]
     ]  # fmt: skip
     for name, estimator in metrics.estimators.items():
         gain, distance, coverage = estimator.information_gain, estimator.wasserstein_to_abc, estimator.coverage
@@ -74,7 +74,7 @@ def estimators(metrics: StudyMetrics) -> Table:
 def table_1(metrics: StudyMetrics, simulate_seconds: float | None, parameters: int) -> Table:
     """The paper's Table 1 with this study's figures beside it, on the expert's sample as there."""
     heads = [
-        "", "W to ABC", "log-prob", "information gain", "MAE", "inference", "data set", "amortized"
+        "method", "W to ABC", "log-prob", "information gain", "MAE", "inference", "data set", "amortized"
     ]  # fmt: skip
     rows = []
     for name, row in metrics.paper.items():
@@ -158,11 +158,11 @@ def coverage(metrics: StudyMetrics) -> Table | None:
         return None
     rows = []
     levels = next(iter(tested.values())).levels
-    for level in levels:
-        cells = [percent(level)]
+    for nominal in levels:
+        cells = [level(nominal)]
         low_high = ""
         for entry in tested.values():
-            at = entry.at(level)
+            at = entry.at(nominal)
             cells.append(percent(at[0]) if at else NONE)
             low_high = f"{percent(at[1])} to {percent(at[2])}" if at else low_high
         rows.append([*cells, low_high])

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from scatterflow import experiment
 from scatterflow.baselines.abc import AbcPosterior, fit
 from scatterflow.config.baselines import AbcMethod
+from scatterflow.exports import write_tree
 from scatterflow.products import write_json
 from scatterflow.progress import say
 from scatterflow.stages import preprocess
@@ -48,6 +50,16 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "acceptance": first.acceptance,
         }
         write_result(study, folder / "baseline" / f"{method}.nc", posterior, held_back, extra, tell)
+    known = experiment.record(study)
+    if known is not None:
+        expert, _, recorded = known
+        groups = {
+            f"/{method}": experiment.result(
+                study, index.posterior(recorded["profile"], method, mask=recorded["mask_profile"]), expert
+            )
+            for method in methods
+        }
+        write_tree(folder / "baseline" / "experiment.nc", groups)
     return write_json(
         folder / "baseline" / "manifest.json",
         {

@@ -12,9 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from scatterflow import diagnostics, seeds
-from scatterflow.exports import StoredPosterior, read_posterior
+from scatterflow.exports import StoredPosterior, read_posterior, write_tree
 from scatterflow.models import load_model
-from scatterflow.products import read_json, replacing, write_json
+from scatterflow.products import read_json, write_json
 from scatterflow.progress import say
 from scatterflow.stages import preprocess
 from scatterflow.study import Study
@@ -67,12 +67,10 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
         metrics[name], ranks[name], curves[name] = judge(study, truth, result, results.get(_REFERENCE))
         gain = metrics[name]["information_gain"]
         tell(f"{name}: information gain {_shown(gain)} nat over the prior, n = {gain['n']}")
-    groups = _arrays(study, folder, results, ranks, curves)
+    shown, known = _experiment_results(folder)
+    groups = _arrays(study, folder, results, ranks, curves, shown, known)
     rebuilt = _reconstruction(study, folder, features, held_back, groups)
-    with replacing(folder / "evaluate" / "arrays.nc") as temporary:
-        xr.DataTree.from_dict({f"/{name}": group for name, group in groups.items()}).to_netcdf(
-            temporary, engine="h5netcdf"
-        )
+    write_tree(folder / "evaluate" / "arrays.nc", {f"/{name}": group for name, group in groups.items()})
     return write_json(
         folder / "evaluate" / "metrics.json",
         {
@@ -84,7 +82,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "prior": _prior(study, truth),
             "estimators": metrics,
             "paper": PAPER,
-            "experiment": _experiment(study, folder, groups["experiment"]) if "experiment" in groups else {},
+            "experiment": _experiment(study, known, shown["truth"].values) if shown is not None else {},
             "frames": inferred["frames"],
             "out_of_range": inferred["out_of_range"],
             "reconstruction": rebuilt,
@@ -153,17 +151,14 @@ def _prior(study: Study, truth: Array) -> dict[str, Any]:
     }
 
 
-def _experiment(study: Study, folder: Path, shown: xr.Dataset) -> dict[str, Any]:
-    """Every model on the expert's sample: log density of the expert's values, and the errors of median and MAP."""
-    groups = xr.open_datatree(folder / "infer" / "experiment.nc", engine="h5netcdf")
-    truth = shown["truth"].values
+def _experiment(study: Study, results: dict[str, xr.Dataset], truth: Array) -> dict[str, Any]:
+    """Every estimator on the expert's sample: log density of the expert's values, and the errors of median and MAP."""
     log_prior = float(study.prior.log_prob_box(truth)[0])
+    box = study.prior.to_box
     rows = {}
-    for name in groups.children:
-        group = groups[name].to_dataset().load()
+    for name, group in results.items():
         samples = group["samples"].values.astype(np.float64)
         best = samples[0, int(group["lp"].values[0].argmax())]
-        box = study.prior.to_box
         log_prob = float(group["log_prob"][0])
         rows[name] = {
             "log_prob": log_prob,
@@ -174,12 +169,28 @@ def _experiment(study: Study, folder: Path, shown: xr.Dataset) -> dict[str, Any]
     return rows
 
 
+def _experiment_results(folder: Path) -> tuple[xr.Dataset | None, dict[str, xr.Dataset]]:
+    """What the report draws of the experiment, and the result of every estimator; (None, {}) without an expert."""
+    shown: xr.Dataset | None = None
+    results: dict[str, xr.Dataset] = {}
+    for place in ("infer", "baseline"):
+        path = folder / place / "experiment.nc"
+        if not path.is_file():
+            return None, {}
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            shown = tree.to_dataset().load() if place == "infer" else shown
+            results |= {str(name): tree[name].to_dataset().load() for name in tree.children}
+    return shown, results
+
+
 def _arrays(
     study: Study,
     folder: Path,
     results: dict[str, Result],
     ranks: dict[str, NDArray[np.int64]],
     curves: dict[str, dict[str, Array]],
+    shown: xr.Dataset | None,
+    known: dict[str, xr.Dataset],
 ) -> dict[str, xr.Dataset]:
     """What the report draws."""
     names = list(results)
@@ -190,13 +201,10 @@ def _arrays(
     stacked = np.stack([result.stored.samples.values[:number] for result in results.values()])
     example["samples"] = (("estimator", "example", "draw", "parameter"), stacked.astype(np.float32))
     groups = {"example": example.assign_coords(estimator=names)}
-    path = folder / "infer" / "experiment.nc"
-    if path.is_file():
-        with xr.open_datatree(path, engine="h5netcdf") as tree:
-            experiment = tree.to_dataset().load()
-            stacked = np.stack([tree[name].to_dataset()["samples"].values for name in tree.children])
-            experiment["samples"] = (("estimator", "example", "draw", "parameter"), stacked)
-            groups["experiment"] = experiment.assign_coords(estimator=list(tree.children))
+    if shown is not None:
+        stacked = np.stack([group["samples"].values for group in known.values()])
+        shown["samples"] = (("estimator", "example", "draw", "parameter"), stacked)
+        groups["experiment"] = shown.assign_coords(estimator=list(known))
     groups["sbc"] = xr.Dataset(
         {"ranks": (("estimator", "observation", "parameter"), np.stack(list(ranks.values())).astype(np.int32))},
         coords=coords,

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from scatterflow import provenance
+from scatterflow import experiment, provenance
 from scatterflow.config.inference import FramesConfig
 from scatterflow.config.instrument_file import read_instrument
+from scatterflow.exports import write_tree
 from scatterflow.inference import FrameResult, infer_frames, score, thumbnail
 from scatterflow.models import Model, load_model
-from scatterflow.products import replacing, write_json
+from scatterflow.products import write_json
 from scatterflow.progress import say
 from scatterflow.stages import preprocess
 from scatterflow.stages.posteriors import Posterior, write_result
@@ -49,11 +50,12 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             extra = {"label": LABELS.get(estimator, estimator), "model": name, "mode": mode, **model.facts(mode)}
             write_result(study, folder / "infer" / f"{estimator}.nc", posterior, held_back, extra, tell, _score)
     lead = next(iter(models.values()))
-    _write_tree(folder / "infer" / "examples.nc", {"/": _examples(study, lead, held_back)})
+    write_tree(folder / "infer" / "examples.nc", {"/": _examples(study, lead, held_back)})
     out_of_range = _false_alarms(study, lead, held_back)
     tell(f"verdict on {out_of_range['n']} held-back simulations: {out_of_range['flagged']} called outside")
-    if (expert := study.expert()) is not None:
-        _write_tree(folder / "infer" / "experiment.nc", _experiment(study, estimators, expert, tell))
+    known = experiment.record(study)
+    if known is not None:
+        write_tree(folder / "infer" / "experiment.nc", _experiment(study, estimators, known, tell))
     frames = _frames(study, lead, folder, tell)
     return write_json(
         folder / "infer" / "manifest.json",
@@ -62,7 +64,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "estimators": list(estimators),
             "model": lead.name,
             "examples": EXAMPLES,
-            "experiment": expert is not None,
+            "experiment": known is not None,
             "frames": frames,
             "out_of_range": out_of_range,
             "versions": provenance.versions(("numpy", "torch", "nflows", "bornagain")),
@@ -143,41 +145,24 @@ def _false_alarms(study: Study, model: Model, held_back: xr.Dataset) -> dict[str
 
 
 def _experiment(
-    study: Study, estimators: dict[str, tuple[Model, str]], expert: xr.DataArray, tell: Callable[[str], None]
+    study: Study,
+    estimators: dict[str, tuple[Model, str]],
+    known: tuple[xr.DataArray, xr.Dataset, xr.Dataset],
+    tell: Callable[[str], None],
 ) -> dict[str, xr.Dataset]:
-    """The expert's sample as an experiment: simulated, with parasitic scattering and noise, inferred by every model."""
-    counts = study.simulate(expert)
-    recorded = study.observe(counts, seed=study.seed + 3, experiment=True)
-    features = study.preprocess(recorded)
+    """The experiment inferred by every model, and what the report draws of it."""
+    expert, recorded, features = known
     lead = next(iter(estimators.values()))[0]
     dataset = _with_predictive(study, lead, features, recorded, expert, True)
-    full = study.observe(study.simulate(expert, views=("full",)), seed=study.seed + 3).isel(simulation=0)
-    frame = xr.Dataset({name: (("z", "y"), full[key].values) for name, key in (("counts", "full"), ("mask", "mask_full"))})
-    picture = thumbnail(frame, study.config.instrument)
+    picture = thumbnail(experiment.full_frame(study), study.config.instrument)
     dataset["full"] = picture.rename(z="z_full", y="y_full", qz="qz_full", qy="qy_full")
     groups = {"/": dataset}
     for name, (model, mode) in estimators.items():
-        posterior = model.posterior(features, mode=mode)
-        groups[f"/{name}"] = experiment_result(study, posterior, study.prior.values(expert))
+        groups[f"/{name}"] = experiment.result(study, model.posterior(features, mode=mode), expert)
         tell(f"experiment: log density of the expert's values {float(groups[f'/{name}']['log_prob'][0]):.2f} by {name}")
     scores, _ = score(lead, study, features, study.seed, experiment=True)
     dataset.attrs |= {f"score_{name}": float(value[0]) for name, value in scores.items()}
     return groups
-
-
-def experiment_result(study: Study, posterior: Posterior, truth: np.ndarray[Any, Any]) -> xr.Dataset:
-    """Samples, their log densities, and those of the known values, of one observation."""
-    samples = posterior.sample(study.config.inference.samples, seed=study.seed)
-    density = posterior.log_prob(samples)
-    dims = ("observation", "sample", "parameter")
-    return xr.Dataset(
-        {
-            "samples": (dims, samples.values.astype(np.float32)),
-            "lp": (dims[:2], density.values),
-            "log_prob": (dims[:1], posterior.log_prob(truth).values),
-        },
-        coords={"parameter": list(study.prior.names)},
-    )
 
 
 def data_folder() -> Path:
@@ -195,7 +180,7 @@ def _frames(study: Study, model: Model, folder: Path, tell: Callable[[str], None
             found.append(summary)
             tell(f"{summary['file']}: {summary['status']}")
     if groups:
-        _write_tree(folder / "infer" / "frames.nc", {"/": xr.Dataset(), **groups})
+        write_tree(folder / "infer" / "frames.nc", {"/": xr.Dataset(), **groups})
     write_json(folder / "infer" / "frames.json", found)
     return found
 
@@ -229,8 +214,3 @@ def _frame_arrays(result: FrameResult, instrument: Any) -> xr.Dataset | None:
         predictive_mean=("profile_point", draws.mean("draw").values),
         predictive_sd=("profile_point", draws.std("draw", ddof=1).values),
     ).assign_coords(quantile=[float(q) for q in _SHOWN])
-
-
-def _write_tree(path: Path, groups: dict[str, xr.Dataset]) -> None:
-    with replacing(path) as temporary:
-        xr.DataTree.from_dict(groups).to_netcdf(temporary, engine="h5netcdf")

@@ -58,7 +58,11 @@ class Limits:
 
 
 def patches(
-    instrument: InstrumentConfig, name: str, max_frequency: float, limits: Limits | None, rows_at_once: int | None = None
+    instrument: InstrumentConfig,
+    name: str,
+    max_frequency: float,
+    limits: Limits | None,
+    rows_at_once: int | None = None,
 ) -> Iterator[Patch]:
     """The patches of a view, upwards; `limits` None asks for every pixel (mode `reference`).
 
@@ -187,7 +191,10 @@ def _lagrange(points: Array, x: Array) -> Array:
     """Lagrange polynomials of `points` (n,) at `x` (...): (n, ...)."""
     others = [np.delete(points, n) for n in range(len(points))]
     return np.stack(
-        [np.prod((x[..., None] - other) / (point - other), axis=-1) for point, other in zip(points, others, strict=True)]
+        [
+            np.prod((x[..., None] - other) / (point - other), axis=-1)
+            for point, other in zip(points, others, strict=True)
+        ]
     )
 
 

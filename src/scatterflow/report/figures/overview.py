@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from scatterflow.report.numbers import minus
-from scatterflow.report.style import BLUE, GRID, INK, LINES, MUTED, VERMILLION, blank, legend_above, styled
+from scatterflow.report.style import BLUE, GRID, INK, LINES, MUTED, PAPER, VERMILLION, blank, legend_above, styled
 
 
 class Gain(NamedTuple):
@@ -45,6 +45,7 @@ def information_gain(gains: list[Gain]) -> Figure:
             fontsize=8,
             color=INK,
             va="bottom",
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
         )
         if gain.mean is None:
             axes.plot(0.02, y, "<", transform=axes.get_yaxis_transform(), color=gain.color, markersize=7)
