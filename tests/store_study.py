@@ -19,6 +19,7 @@ from scatterflow.config.forward import ForwardConfig
 from scatterflow.config.simulate import SimulateConfig
 from scatterflow.config.study import StudyConfig
 from scatterflow.errors import ScatterflowError, SimulationError
+from scatterflow.prior import Parameter, Prior
 from scatterflow.stages import simulate
 from scatterflow.study import Study
 from tests.examples import instrument, sample
@@ -27,6 +28,18 @@ VIEWS = {
     "profile": {"rows": ((30, 33), (40, 43)), "columns": (16, 24), "bins": (6, 1), "sampling": (1, 1)},
     "image": {"rows": ((28, 44),), "columns": (4, 36), "bins": (8, 2), "sampling": (1, 1)},
 }
+
+
+THETA = Prior((Parameter("a", 0.0, 1.0), Parameter("b_nm", 1.0, 2.0, "nm"))).sample(1)
+
+
+def example() -> xr.Dataset:
+    """A simulation of one row of a made-up view, for stores without a study."""
+    counts = np.zeros((1, 4, 3), np.float32)
+    return xr.Dataset(
+        {"image": (("simulation", "z_image", "y_image"), counts, {"units": "counts", "long_name": "expected counts"})},
+        coords={"qz_image": ("z_image", np.linspace(0.1, 0.4, 4), {"units": "nm^-1", "long_name": "q_z"})},
+    )
 
 
 @dataclass(frozen=True)

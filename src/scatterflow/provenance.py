@@ -45,10 +45,10 @@ def _strip_docstrings(tree: ast.AST) -> ast.AST:
 
 
 def _source_files(module: str) -> list[Path]:
-    """Files of a module, or of all modules of a package, found without importing them."""
+    """Files of a module, or of a package with its page templates, found without importing them."""
     root = Path(__file__).parent.joinpath(*module.split(".")[1:])
     if root.is_dir():
-        return sorted(root.rglob("*.py"))
+        return sorted(path for path in root.rglob("*") if path.suffix in (".py", ".j2", ".css"))
     return [root.with_suffix(".py")]
 
 
@@ -58,8 +58,9 @@ def source_hash(*modules: str) -> str:
     parts = []
     for module in sorted(set(modules)):
         for path in _source_files(module):
-            tree = _strip_docstrings(ast.parse(path.read_text(encoding="utf-8")))
-            parts.append([str(path.relative_to(Path(__file__).parent)), ast.dump(tree)])
+            text = path.read_text(encoding="utf-8")
+            meaning = ast.dump(_strip_docstrings(ast.parse(text))) if path.suffix == ".py" else text
+            parts.append([str(path.relative_to(Path(__file__).parent)), meaning])
     return digest(parts)
 
 

@@ -329,3 +329,22 @@ def test_training_time_adds_up_over_phases(made: tuple[Path, RunConfig], page: P
     history = pd.read_csv(made[0] / STUDY / "models" / "cvae-maf" / "history.csv")
     total = history.groupby("phase")["seconds"].max().sum()
     assert f"cvae-maf: {len(history)} epochs in phases cvae, flow, {numbers.seconds(total)};" in page.text
+
+
+def test_cost_is_what_snakemake_measured_in_the_order_of_the_stages(numbers_only: Path) -> None:
+    folder = numbers_only / STUDY / "benchmarks"
+    folder.mkdir()
+    header = "s\th:m:s\tmax_rss\tmax_vms\tmax_uss\tmax_pss\tio_in\tio_out\tmean_load\tcpu_time\n"
+    for name, wall, memory, cpu in (
+        ("evaluate_study", "12.5", "300.1", "20.25"),
+        ("simulate_study", "61.0", "900.0", "118.0"),
+        ("train_model.cvae-maf", "0.4", "NA", "-"),
+    ):
+        (folder / f"{name}.tsv").write_text(f"{header}{wall}\t0:00:01\t{memory}\t1\t1\t1\t0\t0\t99\t{cpu}\n")
+    found = Page(report.run(run_config(), numbers_only).read_text(encoding="utf-8"))
+    table = found.text[found.text.index("Cost per stage") :]
+    places = [table.index(name) for name in ("simulate study", "train model cvae-maf", "evaluate study", "all stages")]
+    assert places == sorted(places)
+    cost = json.loads((numbers_only / "metrics.json").read_text())["studies"][STUDY]["cost"]
+    assert cost["evaluate_study"] == {"seconds": 12.5, "core_seconds": 20.25, "max_rss_mb": 300.1}
+    assert cost["train_model.cvae-maf"] == {"seconds": 0.4, "core_seconds": None, "max_rss_mb": None}

@@ -13,19 +13,10 @@ from scatterflow import store
 from scatterflow.errors import SimulationError, StoreError
 from scatterflow.files import PARTIAL
 from scatterflow.manifest import Shard
-from scatterflow.prior import Parameter, Prior
+from tests.store_study import THETA, example
 
 ROWS, SHARD = 20, 5
 ATTRS = {"identity": "ab" * 32, "seed": 3}
-THETA = Prior((Parameter("a", 0.0, 1.0), Parameter("b_nm", 1.0, 2.0, "nm"))).sample(1)
-
-
-def example() -> xr.Dataset:
-    counts = np.zeros((1, 4, 3), np.float32)
-    return xr.Dataset(
-        {"image": (("simulation", "z_image", "y_image"), counts, {"units": "counts", "long_name": "expected counts"})},
-        coords={"qz_image": ("z_image", np.linspace(0.1, 0.4, 4), {"units": "nm^-1", "long_name": "q_z"})},
-    )
 
 
 def values(shard: Shard) -> dict[str, Any]:

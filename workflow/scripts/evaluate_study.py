@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter import logged
-
-from scatterflow.stages import evaluate
-from scatterflow.study import load_study
-
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-if __name__ == "__main__":  # worker processes import this file again
+if __name__ == "__main__":  # worker processes import this file again, and need nothing from it
+    from adapter import logged
+
+    from scatterflow.stages import evaluate
+    from scatterflow.study import load_study
+
     with logged(snakemake):
         study = load_study(snakemake.config["file"], snakemake.wildcards.study)
         evaluate.run(study, Path(snakemake.output.metrics).parents[1])

@@ -3,14 +3,14 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adapter import logged
-
-from scatterflow.config.loading import load_run
-from scatterflow.stages import report
-
 if TYPE_CHECKING:
     from snakemake.script import snakemake
 
-if __name__ == "__main__":  # worker processes import this file again
+if __name__ == "__main__":  # worker processes import this file again, and need nothing from it
+    from adapter import logged
+
+    from scatterflow.config.loading import load_run
+    from scatterflow.stages import report
+
     with logged(snakemake):
         report.run(load_run(snakemake.config["file"]), Path(snakemake.output.page).parent)

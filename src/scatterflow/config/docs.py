@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -69,8 +69,11 @@ def generate() -> dict[Path, str]:
 def readme() -> str:
     """The option table of every section, in Markdown."""
     parts = [_TOP]
-    for path, model in sections(RunConfig):
+    for path, model in dict.fromkeys(sections(RunConfig)):
         heading = f"`{_short(path)}`" if path else "The run"
+        kind = model.model_fields.get("kind")
+        if kind is not None and path != "studies.<study>":
+            heading += f" of kind `{kind.default}`"
         parts.append(f"## {heading}\n\n{_paragraph(model)}\n\n{_table(path, model)}\n")
     return "\n".join(parts)
 
@@ -146,10 +149,12 @@ def _type(annotation: Any) -> str:
     """A type in words."""
     arguments = get_args(annotation)
     origin = get_origin(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in arguments)
     if origin in (Union, UnionType):
-        return " or ".join(_type(item) for item in arguments)
+        return " or ".join(dict.fromkeys(_type(item) for item in arguments))
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         return f"list of {_type(arguments[0])}"
     if origin is tuple:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from scatterflow.errors import StoreError
 from scatterflow.products import read_json
+from scatterflow.report.costs import read_costs
 from scatterflow.report.metrics import FrameVerdict, StudyMetrics, read_metrics
 from scatterflow.study import Study
 
@@ -91,6 +92,10 @@ def read_products(study: Study, folder: Path) -> Products:
     metrics = StudyMetrics()
     if path := there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
         raw, metrics = read_metrics(path)
+    # the evaluation cannot know its own cost: the files beside the products are complete
+    if costs := read_costs(folder / "benchmarks"):
+        metrics = metrics.model_copy(update={"cost": costs})
+        raw = raw | {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
     arrays: dict[str, xr.Dataset] = {}
     if path := there("evaluate/arrays.nc", "examples, ranks and coverage", "snakemake evaluate"):
         arrays = read_groups(path, "run `scatterflow evaluate` again")

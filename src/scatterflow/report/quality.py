@@ -194,7 +194,9 @@ def costs(products: Products, gallery: Gallery) -> Section:
     if not metrics.cost:
         return Section("cost", title, missing="No cost was recorded: `snakemake` measures it while it runs the stages.")
     wall = {
-        name.replace("_", " "): entry.seconds for name, entry in tables.in_order(metrics) if entry.seconds is not None
+        name.replace("_", " ").replace(".", " "): entry.seconds
+        for name, entry in tables.in_order(metrics)
+        if entry.seconds is not None
     }
     pictures = []
     if wall:

@@ -182,7 +182,9 @@ def cost(metrics: StudyMetrics) -> Table:
     rows = []
     for name, entry in in_order(metrics):
         memory = f"{entry.max_rss_mb:,.0f} MB" if entry.max_rss_mb else NONE
-        rows.append([name.replace("_", " "), seconds(entry.seconds), seconds(entry.core_seconds), memory])
+        rows.append(
+            [name.replace("_", " ").replace(".", " "), seconds(entry.seconds), seconds(entry.core_seconds), memory]
+        )
     total = sum(entry.seconds or 0.0 for entry in metrics.cost.values())
     cores = [entry.core_seconds for entry in metrics.cost.values() if entry.core_seconds is not None]
     rows.append(["all stages", seconds(total), seconds(sum(cores)) if cores else NONE, NONE])

@@ -87,7 +87,6 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "out_of_range": inferred["out_of_range"],
             "reconstruction": rebuilt,
             "abc_library": {"n": baselines["library"], "index_seconds": baselines["index_seconds"]},
-            "cost": _cost(folder),
             "identity": {
                 "simulations": study.simulation_identity(),
                 "features": study.features_identity(),
@@ -250,28 +249,6 @@ def _reconstruction(
     return {f"mean_absolute_error_{key}": _estimate(diagnostics.mean(value)) for key, value in errors.items()} | {
         "model": model.name
     }
-
-
-def _cost(folder: Path) -> dict[str, Any]:
-    """Seconds, core seconds and peak memory per rule, from Snakemake's benchmark files where there are any."""
-    costs = {}
-    for path in sorted((folder / "benchmarks").glob("*.tsv")):
-        header, row = (line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[:2])
-        values = dict(zip(header, row, strict=True))
-        costs[path.stem] = {
-            "seconds": _number(values.get("s")),
-            "core_seconds": _number(values.get("cpu_time")),
-            "max_rss_mb": _number(values.get("max_rss")),
-        }
-    return costs
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        value = float(text or "nan")
-    except ValueError:
-        return None
-    return value if np.isfinite(value) else None
 
 
 def _estimate(estimate: diagnostics.Estimate | None) -> dict[str, Any]:

@@ -12,9 +12,11 @@ import xarray as xr
 
 from scatterflow import experiment, provenance
 from scatterflow.config.inference import FramesConfig
+from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.instrument_file import read_instrument
 from scatterflow.exports import write_tree
 from scatterflow.inference import FrameResult, infer_frames, score, thumbnail
+from scatterflow.instrument import wavenumber
 from scatterflow.models import Model, load_model
 from scatterflow.products import write_json
 from scatterflow.progress import say
@@ -198,11 +200,13 @@ def _frame_set(study: Study, model: Model, frames: FramesConfig) -> Iterator[tup
             yield summary, _frame_arrays(result, instrument.model_copy(update={"geometry": "flat"}))
 
 
-def _frame_arrays(result: FrameResult, instrument: Any) -> xr.Dataset | None:
+def _frame_arrays(result: FrameResult, instrument: InstrumentConfig) -> xr.Dataset | None:
     """What the report draws of one frame; None where it could not be read."""
     if result.frame is None:
         return None
     dataset = thumbnail(result.frame, instrument).to_dataset(name="counts")
+    sine = np.sin(np.radians(instrument.incidence_deg)) * wavenumber(instrument)
+    dataset.attrs = {"horizon_qz": sine, "specular_qz": 2 * sine}
     if result.features is None or result.predictive is None or result.recorded is None:
         return dataset
     draws = result.predictive

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scatterflow import manifest, store
 from scatterflow.manifest import Place, Shard, ShardRecord, plan
 from scatterflow.verify import verify_shards
-from tests.unit.test_store import THETA, example
+from tests.store_study import THETA, example
 
 NUMBERS = st.integers(1, 500)
 
