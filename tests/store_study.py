@@ -4,12 +4,9 @@ python -m tests.store_study FOLDER '{"simulations": 40, "delay_s": 0.1}'
 """
 
 import json
-import os
-import signal
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,12 +41,10 @@ def example() -> xr.Dataset:
 
 @dataclass(frozen=True)
 class Tiny(Study):
-    """Real simulations; what fails, dies or takes its time is chosen by simulation index."""
+    """Real simulations; what fails is chosen by simulation index."""
 
     error_at: int | None = None  # this simulation cannot be computed
     nan_at: int | None = None  # this one comes out as NaN
-    die_once_at: int | None = None  # the process that computes this one dies, the first time
-    flag: str = ""  # the file that remembers that it died
     delay_s: float = 0.0  # per call
 
     def simulate(
@@ -59,9 +54,6 @@ class Tiny(Study):
         rows = theta["simulation"].values
         if len(rows) > 1 and self.error_at in rows:  # the single row is the stage's look at the shapes
             raise SimulationError(f"row {int(np.argmax(rows == self.error_at))}: layer01_TaO.delta", "must be physical")
-        if self.die_once_at in rows and not Path(self.flag).exists():
-            Path(self.flag).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
         counts = super().simulate(theta, engine, views)
         if self.nan_at in rows:
             counts["image"][np.argmax(rows == self.nan_at), 0, 0] = np.nan

@@ -144,11 +144,11 @@ def _dask(shards: Sequence[Shard], work: Callable[[Shard], R], workers: int) -> 
         waiting = iter(shards)
         ended = distributed.as_completed([submit(shard) for shard in itertools.islice(waiting, workers)])
         for future in ended:
-            shard = running.pop(future)
+            shard, error = running.pop(future), future.exception()
+            outcome = future.result() if error is None else _failed(shard, error)  # before its process may die
             for following in itertools.islice(waiting, 1):
                 ended.add(submit(following))
-            error = future.exception()
-            yield future.result() if error is None else _failed(shard, error)
+            yield outcome
 
 
 def _cluster(distributed: Any, workers: int) -> Any:

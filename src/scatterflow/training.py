@@ -46,7 +46,10 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the history. Losses are means over rows; `seconds` counts from the start of the phase."""
+    """One line of the history. Losses are means over rows; `seconds` counts from the start of the phase.
+
+    `stopped` says in the last epoch of a phase why it was the last.
+    """
 
     phase: str
     epoch: int
@@ -54,6 +57,7 @@ class Epoch:
     train_loss: float
     val_loss: float
     lr: float
+    stopped: Stop | Literal[""] = ""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def fit(
 
 
 def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
-    """Write the epochs as CSV: phase, epoch, seconds, train_loss, val_loss, lr."""
+    """Write the epochs as CSV: phase, epoch, seconds, train_loss, val_loss, lr, stopped."""
     text = io.StringIO()
     table = csv.DictWriter(text, [field.name for field in fields(Epoch)], lineterminator="\n")
     table.writeheader()
@@ -263,13 +267,14 @@ class _Keeper(Callback):
         if val_loss < self.best_loss:
             self.best_epoch, self.best_loss = epoch, val_loss
             self.best = {key: value.detach().cpu().clone() for key, value in self.module.state_dict().items()}
-        self.epochs.append(Epoch(self.name, epoch, self.seconds, train_loss, val_loss, rate))
+        seconds = self.seconds
         if trainer.should_stop:
             self.stopped = "budget"
         elif epoch + 1 == self.phase.epochs:
             self.stopped = "epochs"
         elif epoch - self.best_epoch >= self.phase.patience:
             self.stopped = "patience"
+        self.epochs.append(Epoch(self.name, epoch, seconds, train_loss, val_loss, rate, self.stopped or ""))
         trainer.should_stop = self.stopped is not None
         if self.stopped or (epoch + 1) % self.every == 0:
             self._save(trainer)

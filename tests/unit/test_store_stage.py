@@ -299,16 +299,6 @@ def test_keyboard_interrupt_of_the_whole_group_is_quiet(tmp_path: Path) -> None:
     wait_until(lambda: not session(first.pid), 30)
 
 
-def test_a_process_that_dies_is_replaced_and_other_failures_are_kept_apart(tmp_path: Path, done: Path) -> None:
-    flag = str(tmp_path / "died")
-    with pytest.raises(SimulationError, match="1 of 4 shards"):
-        run(tiny(workers=2, die_once_at=22, error_at=37, flag=flag), tmp_path)
-    assert Path(flag).exists()
-    assert simulate.status(tmp_path)["done"] == 30
-    run(tiny(), tmp_path)
-    assert files(tmp_path) == files(done)
-
-
 def limited(tmp_path: Path, simulations: int) -> subprocess.CompletedProcess[str]:
     """A run that may not write files above 4 kB: what the kernel answers differs from a full disk by its number only."""
     options = json.dumps({"simulations": simulations, "shard_size": 100, "chunk_size": 20})

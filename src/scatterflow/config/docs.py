@@ -32,7 +32,7 @@ Another file replaces the demo, it is never merged into it:
 
 ```
 .venv/bin/snakemake --cores all --configfile config/paper.yaml
-.venv/bin/scatterflow train --config config/paper.yaml --study layers3
+.venv/bin/scatterflow train --config config/paper.yaml --study layers05
 ```
 
 **Names.** A run has a name and any number of studies, each with a name of its own: results go to
@@ -44,7 +44,7 @@ out. `<view>`, `<material>`, `<model>` stand for names that you choose. Names en
 or, for every study that the command works on, without:
 
 ```
-.venv/bin/scatterflow train --set models.cvae-maf.training.batch_size=64
+.venv/bin/scatterflow train --set models.cvae-maf.training.flow.batch_size=64
 .venv/bin/scatterflow simulate --set seed=7 --set studies.multilayer.simulate.simulations=8000
 ```
 
@@ -71,9 +71,8 @@ def readme() -> str:
     parts = [_TOP]
     for path, model in dict.fromkeys(sections(RunConfig)):
         heading = f"`{_short(path)}`" if path else "The run"
-        kind = model.model_fields.get("kind")
-        if kind is not None and path != "studies.<study>":
-            heading += f" of kind `{kind.default}`"
+        if _is_tag(path, "kind") and "kind" in model.model_fields:
+            heading += f" of kind `{model.model_fields['kind'].default}`"
         parts.append(f"## {heading}\n\n{_paragraph(model)}\n\n{_table(path, model)}\n")
     return "\n".join(parts)
 
@@ -115,6 +114,11 @@ def _short(path: str) -> str:
     return path.removeprefix("studies.<study>.")
 
 
+def _is_tag(path: str, name: str) -> bool:
+    """Whether an option says of which kind its section is: it cannot be left out, although its model has a default."""
+    return name == "kind" and path != "studies.<study>"
+
+
 def _paragraph(model: type[BaseModel]) -> str:
     return textwrap.fill(_escaped(" ".join((model.__doc__ or "").split())), 120)
 
@@ -126,7 +130,7 @@ def _table(path: str, model: type[BaseModel]) -> str:
         cells = [
             f"`{_short(f'{path}.{name}'.lstrip('.'))}`",
             _type(field.annotation),
-            _default(field),
+            "**required**" if _is_tag(path, name) else _default(field),
             str(extra.get("unit", "")),
             _range(field),
             _escaped(field.description or ""),

@@ -197,24 +197,40 @@ def _explain(model: type[BaseModel], problems: list[ErrorDetails], content: Any,
     rest = len(problems) - len(same)
     more = f" ({rest} more problem{'s' if rest > 1 else ''})" if rest else ""
     if first["type"] == "extra_forbidden":
-        known = _known_keys(model, first["loc"][:-1])
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1, cutoff=0.5)
-        remedy = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
-        return ConfigError(f"option {place}", "is unknown", remedy=remedy + more)
+        return _unknown(place, str(first["loc"][-1]), _known_keys(model, first["loc"][:-1]), more)
     if first["type"] == "missing":
         return ConfigError(f"option {place}", "is missing", remedy=f"add it, see config/README.md{more}")
+    if first["type"] == "union_tag_not_found":  # the option that says of which kind a section is
+        tag, known = first["ctx"]["discriminator"].strip("'"), _known_keys(model, first["loc"])
+        wrong = next((key for key in first["input"] if key not in known), None)
+        within = ".".join(location)
+        if wrong is not None:
+            return _unknown(f"{within}.{wrong} in {where}", wrong, known, more)
+        return ConfigError(
+            f"option {within}.{tag} in {where}", "is missing", remedy=f"add it, see config/README.md{more}"
+        )
+    if first["type"] == "union_tag_invalid":
+        tag, tags = first["ctx"]["discriminator"].strip("'"), first["ctx"]["expected_tags"]
+        got = _shown(first["input"][tag]) + more
+        return ConfigError(f"option {'.'.join((*location, tag))} in {where}", f"must be one of {tags}", got)
     message = " or ".join(dict.fromkeys(p["msg"].removeprefix("Value error, ") for p in same))
     if first["type"] == "value_error":
         return ConfigError(f"option {place}:", message + more)
     return ConfigError(f"option {place}:", message[0].lower() + message[1:], _shown(first["input"]) + more)
 
 
+def _unknown(place: str, key: str, known: list[str], more: str) -> ConfigError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    remedy = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
+    return ConfigError(f"option {place}", "is unknown", remedy=remedy + more)
+
+
 def _location(problem: ErrorDetails, content: Any) -> tuple[str, ...]:
     """Where a problem lies in the file: pydantic's location without the branches of unions, which no file shows."""
     place: list[str] = []
     for part in problem["loc"]:
-        inside = part in content if isinstance(content, dict) else isinstance(content, list) and isinstance(part, int)
-        if inside:
+        known = content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ()
+        if inside := part in known:
             content = content[part]
         if inside or (problem["type"] == "missing" and part is problem["loc"][-1]):
             place.append(str(part))

@@ -85,9 +85,10 @@ def draw(flow: FastFlow, noise: Array, condition: Array) -> Array:
         rows = slice(start, start + _ROWS)
         given = np.ascontiguousarray(condition[rows].T, dtype=np.float32)
         mean, log_sd = _base(flow, given)
-        value = mean + np.exp(log_sd) * noise[rows].T.astype(np.float32)
-        for step in reversed(flow.steps):
-            value = _invert(step, value, given) if isinstance(step, Autoregressive) else value[np.argsort(step)]
+        with np.errstate(over="ignore"):  # what overflows is clipped
+            value = np.clip(mean + np.exp(log_sd) * noise[rows].T.astype(np.float32), -_FAR, _FAR)
+            for step in reversed(flow.steps):
+                value = _invert(step, value, given) if isinstance(step, Autoregressive) else value[np.argsort(step)]
         result[rows] = value.T
     return result
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import logsumexp, ndtri
 
 from scatterflow import seeds
-from scatterflow.errors import ConfigError
+from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models import fastflow
 from scatterflow.models.encoder import Encoder
 from scatterflow.prior import Prior, log_normal_density
@@ -61,7 +61,8 @@ class Posterior:
     def sample(self, n: int, seed: int = 0) -> xr.DataArray:
         """`n` samples per observation in physical units, (observation, sample, parameter), a fresh z for each.
 
-        Observation `i` depends on (seed, i) only. Raises ConfigError for a negative `n`.
+        Observation `i` depends on (seed, i) only. Raises ConfigError for a negative `n`, BundleError for a flow that has
+        diverged.
         """
         if n < 0:
             raise ConfigError("number of posterior samples", "must not be negative", n)
@@ -77,6 +78,8 @@ class Posterior:
             index = np.repeat(rows, n)
             condition = self._condition(torch.from_numpy(index), torch.from_numpy(noise[:, parameters:]))
             normal = fastflow.draw(self.flow, noise[:, :parameters], condition).astype(np.float64)
+            if not np.isfinite(normal).all():
+                raise BundleError("posterior samples", "must be finite", remedy="the flow has diverged: train it again")
             from_prior = numbers[:, -1] < self.fit.prior_share
             normal[from_prior] = noise[from_prior, :parameters]
             normal = normal.clip(-_LARGEST, _LARGEST)
@@ -167,4 +170,5 @@ def sobol(n: int, dimensions: int) -> torch.Tensor:
         return torch.empty(1, 0)
     engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0)  # type: ignore[no-untyped-call] # torch's
     uniform: torch.Tensor = engine.draw(n, dtype=torch.float64)
-    return torch.special.ndtri(uniform.clamp(_SMALLEST_UNIFORM, 1 - _SMALLEST_UNIFORM)).float()
+    normal: torch.Tensor = torch.special.ndtri(uniform.clamp(_SMALLEST_UNIFORM, 1 - _SMALLEST_UNIFORM))
+    return normal.float()
