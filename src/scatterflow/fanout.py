@@ -6,28 +6,28 @@ it. The profile chooses by SCATTERFLOW_FANOUT, never the configuration: it must 
 
 from __future__ import annotations
 
-import importlib
-import itertools
-import logging
+import multiprocessing
 import os
 import signal
 import threading
 import traceback
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from types import FrameType
 from typing import Any, Generic, TypeVar
-
-import dask
 
 from scatterflow.errors import ConfigError, ScatterflowError, StoreError
 from scatterflow.manifest import Shard
 
 R = TypeVar("R")
 VARIABLE = "SCATTERFLOW_FANOUT"
-_RETRIES = 1  # for processes that die and for troubles of the machine; an error that names its remedy is final
+_TRIES = 2  # of a shard whose process dies or meets trouble of the machine
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -96,79 +96,124 @@ def run_shards(
         yield from BACKENDS[backend](shards, work, min(workers, len(shards)))
 
 
-def _attempt(work: Callable[[Shard], R], shard: Shard) -> Outcome[R]:
-    """Our own errors are results: trying again would not help."""
-    try:
-        return Outcome(shard, work(shard))
-    except ScatterflowError as error:
-        return Outcome(shard, error=str(error), fatal=isinstance(error, StoreError | ConfigError))
-
-
-def _failed(shard: Shard, error: BaseException) -> Outcome[Any]:
-    line = " ".join(f"{type(error).__name__}: {error}".split())
-    return Outcome(shard, error=line, details="".join(traceback.format_exception(error)))
+def _try(work: Callable[[Shard], R], shard: Shard) -> Outcome[R]:
+    """Do the work; what is not one of our errors (those would only come again) is tried once more."""
+    outcome = Outcome[R](shard)
+    for _ in range(_TRIES):
+        try:
+            return Outcome(shard, work(shard))
+        except ScatterflowError as error:
+            return Outcome(shard, error=str(error), fatal=isinstance(error, StoreError | ConfigError))
+        except Exception as error:
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+            outcome = Outcome(shard, error=line, details="".join(traceback.format_exception(error)))
+    return outcome
 
 
 def _local(shards: Sequence[Shard], work: Callable[[Shard], R], workers: int) -> Iterator[Outcome[R]]:
-    yield from _here(shards, work) if workers == 1 else _dask(shards, work, workers)
-
-
-def _here(shards: Sequence[Shard], work: Callable[[Shard], R]) -> Iterator[Outcome[R]]:
-    """In this process."""
+    """In this process if it is alone, else in `workers` processes of one thread each."""
+    if workers > 1:
+        yield from _spread(shards, work, workers)
+        return
     for shard in shards:
-        for left in reversed(range(_RETRIES + 1)):
-            try:
-                outcome = _attempt(work, shard)
-                break
-            except Exception as error:
-                if not left:
-                    outcome = _failed(shard, error)
-        yield outcome
+        yield _try(work, shard)
 
 
-def _dask(shards: Sequence[Shard], work: Callable[[Shard], R], workers: int) -> Iterator[Outcome[R]]:
-    """In processes of one thread each; they end with this one, however it ends (Dask watches a pipe to it)."""
-    distributed: Any = importlib.import_module("distributed")  # 1 s: only where it is needed
-    with (
-        dask.config.set({"distributed.scheduler.allowed-failures": _RETRIES}),
-        _cluster(distributed, workers) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+@dataclass
+class _Worker:
+    """A process that takes shards through a pipe, one at a time: so it is known which one a death interrupts."""
 
-        def submit(shard: Shard) -> Any:
-            running[(future := client.submit(_attempt, work, shard, pure=False, retries=_RETRIES))] = shard
-            return future
-
-        # one shard per process at a time: of a process that dies, Dask suspects also what was waiting for it
-        running: dict[Any, Shard] = {}
-        waiting = iter(shards)
-        ended = distributed.as_completed([submit(shard) for shard in itertools.islice(waiting, workers)])
-        for future in ended:
-            shard, error = running.pop(future), future.exception()
-            outcome = future.result() if error is None else _failed(shard, error)  # before its process may die
-            for following in itertools.islice(waiting, 1):
-                ended.add(submit(following))
-            yield outcome
+    process: SpawnProcess
+    pipe: Connection
+    shard: Shard | None = None
+    ready: bool = False
 
 
-def _cluster(distributed: Any, workers: int) -> Any:
-    # Ctrl-C reaches every process of the terminal: block it in those started here, whose mask they inherit
-    resource_tracker.ensure_running()  # starting it later would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _spread(shards: Sequence[Shard], work: Callable[[Shard], R], workers: int) -> Iterator[Outcome[R]]:
+    waiting = deque(shards)
+    deaths: Counter[Shard] = Counter()
+    pool: list[_Worker] = []
     try:
-        return distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            memory_limit=0,  # shards have a fixed size; Dask would pause processes by a guess
-            dashboard_address=None,
-            silence_logs=logging.CRITICAL,
-        )
-    except (OSError, RuntimeError) as error:
-        remedy = "set simulate.workers: 1; a script must do its work below `if __name__ == '__main__':`"
-        raise ConfigError(f"{workers} worker processes", "must start", error, remedy) from error
+        while waiting or any(worker.shard for worker in pool):
+            pool += [_start(work) for _ in range(workers - len(pool))]
+            for pipe in wait([worker.pipe for worker in pool]):
+                worker = next(worker for worker in pool if worker.pipe is pipe)
+                shard, outcome = worker.shard, None
+                try:
+                    outcome = worker.pipe.recv()
+                except (EOFError, ConnectionError):
+                    pool.remove(worker)
+                    error = _ending(worker)
+                    if shard:
+                        deaths[shard] += 1
+                        if deaths[shard] < _TRIES:
+                            waiting.append(shard)
+                        else:
+                            outcome = Outcome(shard, error=error)
+                else:
+                    worker.ready, worker.shard = True, waiting.popleft() if waiting else None
+                    if worker.shard:
+                        with suppress(ConnectionError):  # it has just died: the next turn finds out
+                            worker.pipe.send(worker.shard)
+                if outcome is not None:
+                    yield outcome
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for worker in pool:
+            worker.process.kill()  # what it has finished is on the disk; what it was doing is done anew
+            worker.process.join()
+            worker.pipe.close()
+
+
+def _start(work: Callable[[Shard], Any]) -> _Worker:
+    """Start a process of one thread. Ctrl-C reaches every process of a terminal, so there it is blocked."""
+    spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of ours may hold
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(there, work), daemon=True)
+    threads = {name: os.environ.get(name) for name in _THREADS}
+    resource_tracker.ensure_running()  # starting it later would unblock the signal
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        os.environ.update(dict.fromkeys(_THREADS, "1"))
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for name, value in threads.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        there.close()
+    return _Worker(process, here)
+
+
+def _serve(pipe: Connection, work: Callable[[Shard], Any]) -> None:
+    """What such a process does: say that it is there, then one shard after the other until its parent has gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with suppress(EOFError, ConnectionError):
+        pipe.send(None)
+        while True:
+            pipe.send(_try(work, pipe.recv()))
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])  # also when it was killed
+        os._exit(1)
+
+
+def _ending(worker: _Worker) -> str:
+    """Why a process died. Raises ConfigError if it had not even begun: then no other will."""
+    worker.process.join()
+    worker.pipe.close()
+    code = worker.process.exitcode or 0
+    if not worker.ready:
+        remedy = "set simulate.workers: 1; a script must do its work below `if __name__ == '__main__':`"
+        raise ConfigError("worker processes", "must start", f"exit status {code}", remedy)
+    if code >= 0:
+        return f"its process ended with exit status {code}"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"its process was ended by {signal.Signals(-code).name}{hint}"
 
 
 Backend = Callable[[Sequence[Shard], Callable[[Shard], Any], int], Iterator[Outcome[Any]]]

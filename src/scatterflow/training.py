@@ -24,13 +24,15 @@ from typing import Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
 from scatterflow import files, seeds
 from scatterflow.config.training import PhaseConfig, TrainingConfig
 from scatterflow.data import Batches, Rows
 from scatterflow.errors import ScatterflowError, StoreError
-from scatterflow.progress import Advance, Tracker, duration, say, track
+from scatterflow.progress import Advance, Tracker, duration, quiet, say, track
 from scatterflow.provenance import digest
 
 _VALIDATION_ROWS = 256  # rows per validation step: bounds memory, changes nothing
@@ -107,6 +109,8 @@ def fit(
     settings = run.model_dump(mode="json", include={"precision", "mode"}) | phase.model_dump(mode="json")
     keeper = _Keeper(module, phase, checkpoint, name, tuple(earlier), run.checkpoint_every)
     keeper.identity = digest([identity, name, seed, settings, len(train), len(validation)])
+    if _is_helper(run):
+        log, tracker = _silent, quiet
     state = _read(checkpoint)
     if state is not None and state["identity"] != keeper.identity:
         log(f"{name}: the checkpoint of another training is left aside, starting anew")
@@ -129,6 +133,7 @@ def fit(
                 max_epochs=phase.epochs,
                 gradient_clip_val=phase.gradient_norm,
                 callbacks=[keeper],
+                plugins=[LightningEnvironment()],  # in a Slurm job, too: tasks there are no ranks
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -152,6 +157,12 @@ def fit(
         f"best validation loss {history.best_loss:.4g} after epoch {history.best_epoch + 1}"
     )
     return history
+
+
+def end_helpers(run: TrainingConfig) -> None:
+    """End the processes that Lightning started to train beside this one: only the first goes on and writes results."""
+    if _is_helper(run):
+        raise SystemExit(0)
 
 
 def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
@@ -327,6 +338,15 @@ def _read(checkpoint: Path) -> dict[str, Any] | None:
         raise StoreError(
             f"checkpoint {checkpoint}", "must be complete", type(error).__name__, "delete it to train from the start"
         ) from None
+
+
+def _is_helper(run: TrainingConfig) -> bool:
+    """True in the processes that Lightning starts, by the same command, for the second device and on."""
+    return run.devices > 1 and rank_zero_only.rank > 0
+
+
+def _silent(_: str) -> None:
+    """Say nothing."""
 
 
 @contextmanager

@@ -116,7 +116,9 @@ def test_log_determinant_is_that_of_the_jacobian(seed):
 def test_no_sample_leaves_the_support_whatever_the_weights(seed, spread):
     names = ("delta", "beta", "thickness", "roughness")
     caps = ("", "delta", "", "thickness")
-    prior = Prior(tuple(Parameter(n, 0.1, 1.0 + 3 * i, "nm", c) for i, (n, c) in enumerate(zip(names, caps, strict=True))))
+    prior = Prior(
+        tuple(Parameter(n, 0.1, 1.0 + 3 * i, "nm", c) for i, (n, c) in enumerate(zip(names, caps, strict=True)))
+    )
     flow = fastflow.prepare(flow_of(4, seed, spread=spread, hidden=16))
     normal = fastflow.draw(flow, draws(1, 300, 4).numpy(), draws(2, 300, CONDITION).numpy())
     assert np.isfinite(normal).all()

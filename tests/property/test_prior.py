@@ -74,8 +74,14 @@ def test_density_grows_where_the_cap_nears_the_lower_bound() -> None:
 
 
 @pytest.mark.parametrize(
-    "theta", [[5.0, 0.4, 2e-5, 1e-6, 0.5], [1.0, 1.1, 2e-5, 1e-6, 0.5], [1.0, 0.5, 2e-5, 2.1e-5, 0.5], [1, 0.5, 2e-5, 1e-6, np.nan]]
-)  # fmt: skip
+    "theta",
+    [
+        [5.0, 0.4, 2e-5, 1e-6, 0.5],  # above the box
+        [1.0, 1.1, 2e-5, 1e-6, 0.5],  # rougher than thick
+        [1.0, 0.5, 2e-5, 2.1e-5, 0.5],  # absorbs more than it refracts
+        [1.0, 0.5, 2e-5, 1e-6, np.nan],
+    ],
+)
 def test_outside_the_support_is_minus_infinity(theta: list[float]) -> None:
     assert PRIOR.log_prob(np.array([theta]))[0] == -np.inf
 

@@ -67,10 +67,10 @@ def test_constant_and_masked_frames_are_refused_by_name() -> None:
     mask = np.ones((2, 12), dtype=bool)
     profile = np.tile(np.arange(12.0), (2, 1))
     profile[1, 6:] = 3
-    with pytest.raises(FrameError, match="frame 1.*contrast"):
+    with pytest.raises(FrameError, match=r"frame 1.*contrast"):
         scale_profile(profile, mask, PARTS, False, 0.5, 0.5)
     mask[0, :4] = False
-    with pytest.raises(FrameError, match="frame 0.*masked") as caught:
+    with pytest.raises(FrameError, match=r"frame 0.*masked") as caught:
         scale_profile(profile, mask, PARTS, False, 0.5, 0.5)
     assert caught.value.status == "masked-out"
     with pytest.raises(FrameError, match="image of frame 0"):

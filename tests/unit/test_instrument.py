@@ -125,5 +125,5 @@ def test_impossible_instruments_are_refused(options: dict, message: str) -> None
 
 
 def test_unknown_view_names_the_known() -> None:
-    with pytest.raises(ConfigError, match="full.*profile.*image"):
+    with pytest.raises(ConfigError, match=r"full.*profile.*image"):
         geometry.view(instrument(), "imag")

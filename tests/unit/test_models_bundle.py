@@ -46,7 +46,7 @@ def study_of(**sample) -> Study:
     config = StudyConfig(
         instrument=examples.instrument(),
         sample=examples.sample(**sample),
-        simulate={"simulations": 140, "held_back": 20, "validation": 40},
+        simulate={"simulations": 200, "held_back": 20, "validation": 40, "shard_size": 100},
         models=MODELS,
     )
     return Study("tiny", config, 5, "run")

@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
 
 def test_a_damaged_checkpoint_is_an_error_in_one_line(tmp_path):
     (tmp_path / "toy.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
-    with pytest.raises(StoreError, match="must be complete.*delete it") as error:
+    with pytest.raises(StoreError, match=r"must be complete.*delete it") as error:
         train(tmp_path)
     assert "\n" not in str(error.value)
 

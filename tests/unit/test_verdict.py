@@ -70,7 +70,7 @@ def test_arrays_round_trip_and_damage() -> None:
         verdict.score_from_arrays(arrays).score(gaussian(20, 2)), score.score(gaussian(20, 2)), rtol=1e-4
     )
     del arrays["sd"]
-    with pytest.raises(BundleError, match="sd.*missing"):
+    with pytest.raises(BundleError, match=r"sd.*missing"):
         verdict.score_from_arrays(arrays)
 
 

@@ -19,7 +19,7 @@ from scatterflow.models.networks import Networks, make_task, rows_of, tasks
 from scatterflow.models.posterior import Array, ModeFit, Posterior
 from scatterflow.prior import Prior
 from scatterflow.progress import Tracker, say, track
-from scatterflow.training import Epoch, History, fit, write_history
+from scatterflow.training import Epoch, History, end_helpers, fit, write_history
 
 _DRAWS = (8, 256)  # numbers of z that are tried, by doubling
 _TOLERANCE = 0.02  # change of the mean log density [nat] that counts as converged: well below its standard error
@@ -74,6 +74,7 @@ def train_estimator(
                 name=name, seed=seeds.integer(seed, name), identity=identity, earlier=earlier, log=log, tracker=tracker,
             )
         )  # fmt: skip
+    end_helpers(config.training)
     networks.eval().requires_grad_(False)
     estimator = Estimator(config, prior, tensors["train"].inputs, networks)
     chosen = parts["validation"].isel(simulation=slice(0, _FITTED_ROWS))
