@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
@@ -122,8 +122,11 @@ def fit(
     if keeper.stopped is None:
         with files.disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        steps = len(Batches(train, phase.batch_size, lambda: 0, seed)) * (phase.epochs - len(keeper.epochs))
-        with _quiet_torch(run.threads), tracker(f"training {name}", steps) as advance:
+        steps = len(Batches(train, phase.batch_size, lambda: 0, seed, world=run.devices))
+        with (
+            _quiet_torch(run.threads),
+            tracker(f"training {name}", steps * (phase.epochs - len(keeper.epochs))) as advance,
+        ):
             keeper.advance = advance
             module.train()  # Lightning keeps the mode that it finds
             trainer = Trainer(
@@ -342,7 +345,7 @@ def _read(checkpoint: Path) -> dict[str, Any] | None:
 
 def _is_helper(run: TrainingConfig) -> bool:
     """True in the processes that Lightning starts, by the same command, for the second device and on."""
-    return run.devices > 1 and rank_zero_only.rank > 0
+    return run.devices > 1 and getattr(rank_zero_only, "rank", 0) > 0
 
 
 def _silent(_: str) -> None:

@@ -1,6 +1,7 @@
 """The trainer: determinism, early stopping, budget, checkpoints. Run as a script, it is the training that gets killed."""
 
 import csv
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from scatterflow.config.training import PhaseConfig, TrainingConfig
 from scatterflow.data import Batches, Rows
 from scatterflow.errors import ScatterflowError, StoreError
 from scatterflow.progress import quiet
-from scatterflow.training import History, fit
+from scatterflow.training import History, end_helpers, fit
 
 ROWS, EPOCHS = 3000, 8
 
@@ -39,11 +40,14 @@ def data() -> tuple[Rows, Rows]:
     return Rows((x[:ROWS], y[:ROWS])), Rows((x[ROWS:], y[ROWS:]))
 
 
-def train(folder: Path, seed: int = 3, lines: list[str] | None = None, **options) -> tuple[Regression, History]:
+def train(
+    folder: Path, seed: int = 3, lines: list[str] | None = None, devices: int = 1, **options
+) -> tuple[Regression, History]:
     module = Regression()
+    run = TrainingConfig(devices=devices, accelerator="cpu")
     phase = PhaseConfig(**{"epochs": EPOCHS, "batch_size": 16, "decay_every": 3, "patience": 50, **options})
     log = (lambda _: None) if lines is None else lines.append
-    history = fit(module, *data(), phase, TrainingConfig(), folder, name="toy", seed=seed, log=log, tracker=quiet)
+    history = fit(module, *data(), phase, run, folder, name="toy", seed=seed, log=log, tracker=quiet)
     return module, history
 
 
@@ -188,5 +192,19 @@ def test_batches_cover_every_row_once(world):
     assert torch.cat(parts(1, epoch=1)).tolist() != together
 
 
+def test_two_devices_train_together_and_one_process_goes_on(tmp_path):
+    command = [sys.executable, __file__, str(tmp_path), "2"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["trained by process 0"]
+    with (tmp_path / "history.csv").open() as handle:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(handle)]
+    assert len(losses) == EPOCHS
+    assert min(losses) < 0.6 * float(data()[1].tensors[1].var())
+
+
 if __name__ == "__main__":
-    train(Path(sys.argv[1]))
+    number = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    train(Path(sys.argv[1]), devices=number)
+    end_helpers(TrainingConfig(devices=number))
+    print("trained by process", os.environ.get("LOCAL_RANK", "0"))

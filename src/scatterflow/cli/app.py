@@ -100,7 +100,8 @@ def infer(
 
     With FRAMES and --model, one line per frame: file, status and why. Status is ok, outside (the model does not know
     such frames: do not use its answer), masked-out, unreadable or wrong-instrument. A bad frame does not stop the
-    others; exit status 2 if any frame got no answer (the last three), else 0.
+    others; exit status 2 if any frame got no answer (the last three), else 0. The parameters are in the document of
+    --json and in the files of --output.
 
     Without FRAMES, the stage infer of the configuration, as the workflow runs it.
     """

@@ -15,6 +15,7 @@ from scatterflow.cli.output import complain, result
 from scatterflow.config.instrument_file import read_instrument
 from scatterflow.errors import ConfigError
 from scatterflow.exports import write_posterior
+from scatterflow.files import disk_errors
 from scatterflow.inference import FrameResult, infer_frames
 from scatterflow.models import Model, load_model
 from scatterflow.products import write_json
@@ -36,6 +37,9 @@ def infer(
     """
     if incidence_deg is not None and instrument is None:
         raise ConfigError("--incidence-deg", "needs the --instrument whose incidence it is")
+    if output is not None:
+        with disk_errors(output):
+            output.mkdir(parents=True, exist_ok=True)  # now, not after an hour of frames
     own = read_instrument(instrument, incidence_deg) if instrument is not None else None
     model = load_model(bundle)
     summaries: list[dict[str, Any]] = []
@@ -57,13 +61,15 @@ def infer(
     refused = {status: number for status, number in statuses.items() if status not in ANSWERED}
     if refused:
         listed = ", ".join(f"{number} {status}" for status, number in refused.items())
-        complain(f"{sum(refused.values())} of {len(summaries)} frames got no answer ({listed}); the others are done")
+        rest = "; the others are done" if len(refused) < len(statuses) else ""
+        complain(f"{sum(refused.values())} of {len(summaries)} frames got no answer ({listed}){rest}")
     return 2 if refused else 0
 
 
 def _free(folder: Path, file: str, written: set[Path]) -> Path:
     """A path in `folder` after the frame's own name that this run has not written yet."""
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(file).name).strip("-") or "frame"
+    name, _, inside = file.partition("::")  # of a stack: the dataset and the index
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).name + inside).strip("-") or "frame"
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     path = next(path for name in names if (path := folder / f"{name}.nc") not in written)
     written.add(path)
@@ -75,4 +81,5 @@ def _write(path: Path, model: Model, frame: FrameResult, samples: xr.DataArray, 
     labelled = samples.expand_dims(observation=[0])
     density = model.posterior(features).log_prob(labelled)
     attrs = {"study": model.study.name, "estimator": model.name, "frame": frame.file, "status": frame.status}
+    attrs |= {"log_prob_of": "box-scaled parameters, natural log"}
     write_posterior(path, labelled, density, features, attrs)

@@ -12,6 +12,17 @@ from typing import Any
 _documents: list[Any] = []  # the result of the command that runs in this process, until it is written
 
 
+def open_closed() -> None:
+    """Give the standard streams that the caller has closed (`>&-`) somewhere to go: libraries expect them."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
 @contextlib.contextmanager
 def stdout(as_json: bool) -> Iterator[Callable[[Any], None]]:
     """Within the block stdout belongs to the result: with `as_json`, whatever libraries print goes to stderr.

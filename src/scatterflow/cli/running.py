@@ -17,6 +17,7 @@ from scatterflow.cli import output
 from scatterflow.errors import FrameError, ScatterflowError
 
 INTERNAL, USER, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+_SIGNALS = 128  # a process that a signal ended has this plus the signal's number as its status
 
 # click's own class, which typer carries inside: unknown options and commands, missing and malformed values
 _USAGE: type[Exception] = typer.BadParameter.__bases__[0]
@@ -24,6 +25,7 @@ _USAGE: type[Exception] = typer.BadParameter.__bases__[0]
 
 def run(arguments: Sequence[str]) -> int:
     """Run `scatterflow` with `arguments`; returns the exit status."""
+    output.open_closed()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # of libraries, to developers; python -W shows them
     try:
@@ -43,6 +45,8 @@ def _attempt(arguments: Sequence[str]) -> tuple[int, Any]:
 
     try:
         status = app(list(arguments), prog_name="scatterflow", standalone_mode=False)
+        if status == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0, None
     except ScatterflowError as error:
         return USER, _problem(str(error), error)
@@ -54,11 +58,20 @@ def _attempt(arguments: Sequence[str]) -> tuple[int, Any]:
         return INTERRUPTED, _problem("interrupted; what is finished is kept, the same command continues")
     except BrokenPipeError:
         raise
-    except SystemExit as error:  # a signal that a stage has caught, or a library that gives up
-        status = error.code if isinstance(error.code, int) else INTERNAL
-        return status, _problem("stopped; what is finished is kept, the same command continues") if status else None
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer makes an exit of it
+            raise error.__context__ from None
+        return _exit(error.code)
     except Exception as error:
         return INTERNAL, _problem(f"internal error, {type(error).__name__}: {error}; please report it with {_log()}")
+
+
+def _exit(code: Any) -> tuple[int, Any]:
+    """A stage that was stopped by a signal has said so; a library that gives up has not."""
+    status = code if isinstance(code, int) else INTERNAL
+    if status > _SIGNALS:
+        return status, {"error": {"message": f"stopped by signal {status - _SIGNALS}"}}
+    return status, _problem(f"stopped: {code}") if status else None
 
 
 def _usage(error: Any) -> str:

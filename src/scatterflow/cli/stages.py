@@ -7,13 +7,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from scatterflow.cli.output import complain, result
 from scatterflow.config.loading import load_run, parse_yaml
 from scatterflow.config.study import RunConfig
 from scatterflow.errors import ConfigError, StoreError
 from scatterflow.progress import duration, track
-from scatterflow.study import Study, study_of
+
+if TYPE_CHECKING:
+    from scatterflow.study import Study
 
 
 def load(config: Path, study: str | None, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
@@ -22,18 +25,21 @@ def load(config: Path, study: str | None, overrides: Sequence[str]) -> tuple[Run
     if study is not None and study not in run.studies:
         raise ConfigError("--study", f"must be one of {sorted(run.studies)}", repr(study))
     chosen = [study] if study is not None else list(run.studies)
-    values = {path: value for text in overrides for path, value in _override(text, chosen).items()}
+    values = {path: value for text in overrides for path, value in _override(text, chosen, sorted(run.studies)).items()}
     return (load_run(config, values) if values else run), chosen
 
 
-def _override(text: str, studies: Sequence[str]) -> dict[str, object]:
+def _override(text: str, studies: Sequence[str], known: Sequence[str]) -> dict[str, object]:
     """`key=value` by full dotted path: a key that is none of the run's own belongs to each study."""
     key, equals, value = text.partition("=")
     key = key.strip()
     if not (equals and key):
         raise ConfigError("--set", "must be KEY=VALUE", repr(text), "e.g. --set simulate.simulations=8000")
     content = parse_yaml(value, f"value of --set {key}")
-    if key.split(".")[0] in RunConfig.model_fields:
+    first, *rest = key.split(".")
+    if first == "studies" and rest and rest[0] not in known:
+        raise ConfigError(f"study of --set {key}", f"must be one of {known}", repr(rest[0]))
+    if first in RunConfig.model_fields:
         return {key: content}
     return {f"studies.{study}.{key}": content for study in studies}
 
@@ -43,6 +49,8 @@ def run_stage(
 ) -> None:
     """Run stage `name` of the chosen studies, as the workflow's rule does; the report covers the whole run."""
     run, chosen = load(config, study, overrides)
+    from scatterflow.study import study_of  # after `load`: a mistake in the configuration is told at once
+
     folder = results / run.run
     stage = importlib.import_module(f"scatterflow.stages.{name}")
     began = time.monotonic()
@@ -81,6 +89,7 @@ def verify_store(store: Path, as_json: bool) -> int:
         lines.append(f"checksum {report.checksum}")
     result(report.as_json(), lines, as_json)
     if not report.ok:
-        got = f"{len(report.damaged)} damaged shards of {report.shards}"
+        number = len(report.damaged)
+        got = f"{number} damaged shard{'s' if number > 1 else ''} of {report.shards}"
         complain(StoreError(f"store {report.store}", "must be whole", got, "run `scatterflow simulate` to mend it"))
     return 0 if report.ok else 2

@@ -159,7 +159,8 @@ def _invert(step: Autoregressive, noise: Array, given: Array) -> Array:
             hidden[new] = state
             start = stop
         raw, shift = step.last[2 * k : 2 * k + 2, :stop] @ hidden[:stop] + step.last_bias[k]
-        np.clip((noise[k] - shift) / _scale(raw), -_FAR, _FAR, out=u[k])
+        np.divide(noise[k] - shift, _scale(raw), out=u[k])
+        np.minimum(np.maximum(u[k], -_FAR, out=u[k]), _FAR, out=u[k])
     return u
 
 

@@ -37,7 +37,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
         raise StoreError(
             f"{place.manifest}", "must be of this configuration, code and number", remedy="run `scatterflow simulate`"
         )
-    store = open_store(place.store).isel(simulation=slice(0, config.simulations))
+    store = open_store(place.manifest).isel(simulation=slice(0, config.simulations))
     features = study.preprocess(study.observe(store[list(study.views)]))
     # texts have no stable type in Zarr v3: parameters are named again at loading, splits are numbers with meanings
     features["parameters"] = store["parameters"].drop_vars(["parameter", "unit"], errors="ignore")
