@@ -25,7 +25,20 @@ OK, WARNING, MISSING = "ok", "warning", "missing"
 _TIMEOUT_S = 30
 _MIN_DISK_BYTES = 2e9  # the demo writes 0.2 GB; the rest is room for the installation and the report
 _MIN_MEMORY_BYTES = 4e9  # two processes of BornAgain and one training
-_PACKAGES = ("numpy", "xarray", "zarr", "dask", "torch", "lightning", "nflows", "sbi", "fabio", "h5py", "hdf5plugin")
+_PACKAGES = (
+    "numpy",
+    "xarray",
+    "zarr",
+    "dask",
+    "torch",
+    "lightning",
+    "nflows",
+    "sbi",
+    "fabio",
+    "h5py",
+    "hdf5plugin",
+    "snakemake",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,6 @@ def _findings(config: Path, results: Path) -> Iterator[Finding]:
     yield _gpu()
     yield _slurm()
     yield _fanout()
-    yield _workflow()
     run, finding = _configuration(config)
     yield finding
     if run is not None:
@@ -168,13 +180,6 @@ def _fanout() -> Finding:
         return Finding("simulations", OK, f"run by the backend {backend_name()} ({VARIABLE})")
     except ScatterflowError as error:
         return Finding("simulations", MISSING, str(error), f"unset {VARIABLE} or use --profile slurm")
-
-
-def _workflow() -> Finding:
-    done = _call(sys.executable, "-m", "snakemake", "--version")
-    if done is not None and done.returncode == 0:
-        return Finding("snakemake", OK, done.stdout.strip())
-    return Finding("snakemake", WARNING, "cannot be started", "run `make install`; single stages work without it")
 
 
 def _configuration(config: Path) -> tuple[RunConfig | None, Finding]:

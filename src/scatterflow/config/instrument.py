@@ -31,7 +31,9 @@ class View(Section):
     """A region of the detector with its own binning and sampling: what is simulated, stored and analysed."""
 
     rows: tuple[tuple[int, int], ...] = option(
-        help="ranges [first, after last] of detector rows, counted upwards; several ranges are joined", unit="pixel"
+        min_length=1,
+        help="ranges [first, after last] of detector rows, counted upwards; several ranges are joined",
+        unit="pixel",
     )
     columns: tuple[int, int] = option(help="[first, after last] detector column", unit="pixel")
     bins: tuple[int, int] = option(help="number of bins (z, y) of the view; counts of the pixels in a bin are summed")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Self
 
 from pydantic import model_validator
@@ -59,9 +60,10 @@ def _multiples(n: int, of: int) -> list[int]:
 
 def _divisors(n: int, near: int) -> list[int]:
     """The divisors of `n` next to `near`: the largest below and the smallest above."""
-    below = next(d for d in range(min(near, n), 0, -1) if n % d == 0)
-    above = next((d for d in range(near + 1, n + 1) if n % d == 0), below)
-    return sorted({below, above})
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    divisors = {*small, *(n // d for d in small)}
+    below = max(d for d in divisors if d <= max(near, 1))
+    return sorted({below, min((d for d in divisors if d > near), default=below)})
 
 
 def _or(choices: list[str]) -> str:

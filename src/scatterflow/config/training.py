@@ -35,6 +35,15 @@ class PhaseConfig(Section):
     )
 
 
+class CvaePhaseConfig(PhaseConfig):
+    """The same for the variational auto-encoder, which trains for fewer epochs."""
+
+    epochs: int = option(30, ge=1, help="passes over the training rows at most", source=A2)
+    decay_every: int = option(
+        10, ge=1, help="epochs after which the learning rate is multiplied by `decay_factor`", source=A2
+    )
+
+
 class TrainingConfig(Section):
     """Order of the optimisations and the hardware that they use."""
 
@@ -44,9 +53,7 @@ class TrainingConfig(Section):
         "both losses at once (equation 4), with the settings of `flow`",
         source=A2,
     )
-    cvae: PhaseConfig = option(
-        PhaseConfig(epochs=30, decay_every=10), help="training of the variational auto-encoder", source=A2
-    )
+    cvae: CvaePhaseConfig = option(CvaePhaseConfig(), help="training of the variational auto-encoder", source=A2)
     flow: PhaseConfig = option(PhaseConfig(), help="training of the flow, and joint training", source=A2)
     accelerator: Literal["auto", "cpu", "gpu"] = option(
         "auto", help="processor that trains; auto: a GPU if there is one"
