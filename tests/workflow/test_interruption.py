@@ -33,7 +33,7 @@ def test_a_failed_stage_leaves_what_was_there(checkout: Checkout) -> None:
     """The old report stays until a new one is complete, although snakemake deletes outputs before a job."""
     page = checkout.folder / "results" / "tiny" / "report.html"
     before = page.read_bytes()
-    checkout.edit("src/scatterflow/stages/report.py", "def run(", "raise RuntimeError('broken')\n\n\ndef run(")
+    checkout.edit("src/scatterflow/stages/report.py", "pages: list[StudyPage] = []", "raise RuntimeError('broken')")
     done = checkout.snakemake()
     assert done.returncode != 0
     assert "write_report: RuntimeError: broken" in done.stderr
