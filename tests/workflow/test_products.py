@@ -13,7 +13,7 @@ from scatterflow.exports import read_posterior
 from tests.workflow.checkout import BIN, ROOT, Checkout
 
 pytestmark = pytest.mark.workflow
-ESTIMATORS = {"joint.image", "joint.profile", "profile", "abc-kde", "abc-regression"}
+ESTIMATORS = {"joint.image", "joint.profile", "control", "abc-kde", "abc-regression"}
 FIGURES = ("log_prob", "information_gain", "mae_median", "mae_map", "outside_support_share")
 
 

@@ -14,6 +14,7 @@ from scatterflow import experiment, provenance
 from scatterflow.config.inference import FramesConfig
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.instrument_file import read_instrument
+from scatterflow.errors import BundleError
 from scatterflow.exports import write_tree
 from scatterflow.inference import FrameResult, infer_frames, score, thumbnail
 from scatterflow.instrument import wavenumber
@@ -39,7 +40,7 @@ _SHOWN = ("0.05", "0.25", "0.5", "0.75", "0.95")
 def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
     """Write posteriors, verdicts and pictures' arrays to `infer/` below `folder`; returns the manifest's path."""
     held_back = preprocess.rows(preprocess.load(study, folder), "held_back").load()
-    models = {name: load_model(folder / "models" / name) for name in study.config.models}
+    models = {name: trained(study, folder, name) for name in study.config.models}
     estimators = {}
     for name, model in models.items():
         for mode in model.modes:
@@ -78,6 +79,20 @@ def _score(posterior: Any, theta: Any) -> xr.DataArray:
     """Log density averaged over few z: cheap enough for every sample."""
     density: xr.DataArray = posterior.log_prob(theta, draws=_SCORE_DRAWS)
     return density
+
+
+def trained(study: Study, folder: Path, name: str) -> Model:
+    """Model `name` of the run. Raises BundleError if it was trained on other features than the study's now."""
+    bundle = folder / "models" / name
+    model = load_model(bundle)
+    if model.training.get("features") != study.features_identity():
+        raise BundleError(
+            f"bundle {bundle}",
+            "must be trained on this configuration's features",
+            f"those of {str(model.training.get('features'))[:12]}",
+            "run `scatterflow train`",
+        )
+    return model
 
 
 def estimator_name(model: str, mode: str, modes: tuple[str, ...]) -> str:
