@@ -12,7 +12,7 @@ import scatterflow as sf
 from scatterflow.exports import read_posterior
 from tests.workflow.checkout import BIN, ROOT, Checkout
 
-pytestmark = pytest.mark.workflow
+pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
 ESTIMATORS = {"joint.image", "joint.profile", "control", "abc-kde", "abc-regression"}
 FIGURES = ("log_prob", "information_gain", "mae_median", "mae_map", "outside_support_share")
 
