@@ -9,6 +9,7 @@ import xarray as xr
 
 from scatterflow.study import Study
 
+GROUP = "estimators"  # of a tree: every result below it, so that no name of a model meets one of a variable
 _SEED = 3  # added to the run's seed: noise of its own
 
 

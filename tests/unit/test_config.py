@@ -172,6 +172,13 @@ def test_names_that_become_folders_are_plain(demo: dict[str, Any], name: str, pl
     assert "must consist of" in refusal(content)
 
 
+@pytest.mark.parametrize("name", ["examples", "experiment", "frames", "manifest", "abc-kde", "abc-regression"])
+def test_names_of_results_are_not_for_models(demo: dict[str, Any], name: str) -> None:
+    models = demo["studies"]["multilayer"]["models"]
+    content = changed(demo, ("studies", "multilayer", "models"), {name: next(iter(models.values()))})
+    assert f"the name {name!r} is taken" in refusal(content)
+
+
 def test_several_problems_are_counted(demo: dict[str, Any]) -> None:
     content = changed(changed(demo, ("seed",), -1), ("run",), "..")
     assert refusal(content).endswith("(1 more problem)")

@@ -1,7 +1,9 @@
 """kill -9 in the middle of a stage, then the same command again: it completes, and the store has the same bits."""
 
+import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tests.workflow.checkout import Checkout, new_checkout, tree_sha256
@@ -29,12 +31,34 @@ def test_killed_simulation_continues_and_ends_bit_identical(finished: Checkout, 
     assert not list(checkout.results.rglob("*.partial"))
 
 
-def test_a_failed_stage_leaves_what_was_there(checkout: Checkout) -> None:
-    """The old report stays until a new one is complete, although snakemake deletes outputs before a job."""
-    page = checkout.folder / "results" / "tiny" / "report.html"
-    before = page.read_bytes()
+def test_killed_training_continues_and_ends_with_the_same_weights(checkout: Checkout, tmp_path: Path) -> None:
+    epochs = 40
+    phase = {"epochs": epochs, "patience": epochs, "budget_s": None}
+    checkout.configure({f"models.profile.training.flow.{name}": value for name, value in phase.items()})
+    undisturbed = checkout.copy(tmp_path / "undisturbed")
+    undisturbed.make("train")
+    model = checkout.results / "models" / "profile"
+    checkout.kill_when(lambda: any(checkout.results.rglob("flow.ckpt")), "train")
+    assert not (model / "bundle.json").exists(), "killed in the middle"
+    checkout.make("train")
+    log = (checkout.results / "logs" / "train_model.profile.log").read_text()
+    assert re.search(rf"continues after epoch \d+ of {epochs}", log)
+    same = undisturbed.results / "models" / "profile"
+    assert (model / "weights.safetensors").read_bytes() == (same / "weights.safetensors").read_bytes()
+    columns = [pd.read_csv(folder / "history.csv").filter(like="loss") for folder in (model, same)]
+    assert len(columns[0]) == epochs
+    assert columns[0].equals(columns[1])
+
+
+def test_a_failed_stage_runs_again(checkout: Checkout) -> None:
+    """No product of older code or options passes as current after the stage that should replace it failed."""
     checkout.edit("src/scatterflow/stages/report.py", "pages: list[StudyPage] = []", "raise RuntimeError('broken')")
-    done = checkout.snakemake()
-    assert done.returncode != 0
-    assert "write_report: RuntimeError: broken" in done.stderr
-    assert page.read_bytes() == before
+    for _ in range(2):
+        done = checkout.snakemake()
+        assert done.returncode != 0
+        assert "write_report: RuntimeError: broken" in done.stderr
+    assert checkout.jobs() == {"write_report": 1}
+    checkout.edit("src/scatterflow/stages/report.py", "raise RuntimeError('broken')", "pages: list[StudyPage] = []")
+    checkout.make()
+    assert (checkout.folder / "results" / "tiny" / "report.html").is_file()
+    assert checkout.jobs() == {}

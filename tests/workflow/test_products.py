@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from scatterflow.exports import read_posterior
 from tests.workflow.checkout import BIN, ROOT, Checkout
 
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
-ESTIMATORS = {"joint.image", "joint.profile", "control", "abc-kde", "abc-regression"}
+ESTIMATORS = {"joint.image", "joint.profile", "profile", "abc-kde", "abc-regression"}
 FIGURES = ("log_prob", "information_gain", "mae_median", "mae_map", "outside_support_share")
 
 
@@ -85,6 +86,15 @@ def test_report_and_metrics_of_the_run(finished: Checkout) -> None:
     run = json.loads((finished.results.parent / "metrics.json").read_text())
     assert run["studies"]["multilayer"]["verdict"]["sentences"]
     assert list((finished.results.parent / "figures").glob("*.svg"))
+
+
+def test_snakemakes_own_report_holds_ours(finished: Checkout, tmp_path: Path) -> None:
+    target = tmp_path / "provenance.html"
+    done = finished.snakemake("--report", str(target))
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = target.read_text()
+    for word in ("write_report", "simulate_study", "report.html", "metrics.json", "multilayer-information-gain"):
+        assert word in text, word
 
 
 def in_the_finished_run(text: str) -> str:

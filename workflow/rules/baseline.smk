@@ -9,7 +9,7 @@ rule run_baselines:
     input:
         features=f"{RESULTS}/{{study}}/preprocess/manifest.json",
     output:
-        manifest=update(f"{RESULTS}/{{study}}/baseline/manifest.json"),
+        manifest=f"{RESULTS}/{{study}}/baseline/manifest.json",
     log:
         f"{RESULTS}/{{study}}/logs/run_baselines.log",
     benchmark:

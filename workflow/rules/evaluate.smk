@@ -12,7 +12,7 @@ rule evaluate_study:
         posteriors=f"{RESULTS}/{{study}}/infer/manifest.json",
         baselines=f"{RESULTS}/{{study}}/baseline/manifest.json",
     output:
-        metrics=update(f"{RESULTS}/{{study}}/evaluate/metrics.json"),
+        metrics=f"{RESULTS}/{{study}}/evaluate/metrics.json",
     log:
         f"{RESULTS}/{{study}}/logs/evaluate_study.log",
     benchmark:

@@ -11,7 +11,7 @@ rule infer_posterior:
         bundles=bundles_of_study,
         frames=real_frames,
     output:
-        manifest=update(f"{RESULTS}/{{study}}/infer/manifest.json"),
+        manifest=f"{RESULTS}/{{study}}/infer/manifest.json",
     log:
         f"{RESULTS}/{{study}}/logs/infer_posterior.log",
     benchmark:

@@ -9,7 +9,7 @@ rule preprocess_study:
     input:
         simulations=f"{RESULTS}/{{study}}/simulate/manifest.json",
     output:
-        manifest=update(f"{RESULTS}/{{study}}/preprocess/manifest.json"),
+        manifest=f"{RESULTS}/{{study}}/preprocess/manifest.json",
     log:
         f"{RESULTS}/{{study}}/logs/preprocess_study.log",
     benchmark:

@@ -15,17 +15,17 @@ rule write_report:
         metrics=of_each_study("{study}/evaluate/metrics.json"),
     output:
         page=report(
-            update(f"{RESULTS}/report.html"),
+            f"{RESULTS}/report.html",
             caption="../report/page.rst",
             category="Report",
         ),
         metrics=report(
-            update(f"{RESULTS}/metrics.json"),
+            f"{RESULTS}/metrics.json",
             caption="../report/metrics.rst",
             category="Figures of merit",
         ),
         figures=report(
-            update(directory(f"{RESULTS}/figures")),
+            directory(f"{RESULTS}/figures"),
             patterns=["{figure}.svg"],
             caption="../report/figure.rst",
             category="Figures",

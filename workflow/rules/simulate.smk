@@ -7,7 +7,7 @@ rule simulate:
 
 rule simulate_study:
     output:
-        manifest=update(f"{RESULTS}/{{study}}/simulate/manifest.json"),
+        manifest=f"{RESULTS}/{{study}}/simulate/manifest.json",
     log:
         f"{RESULTS}/{{study}}/logs/simulate_study.log",
     benchmark:

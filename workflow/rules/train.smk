@@ -9,7 +9,7 @@ rule train_model:
     input:
         features=f"{RESULTS}/{{study}}/preprocess/manifest.json",
     output:
-        bundle=update(f"{RESULTS}/{{study}}/models/{{model}}/bundle.json"),
+        bundle=f"{RESULTS}/{{study}}/models/{{model}}/bundle.json",
     log:
         f"{RESULTS}/{{study}}/logs/train_model.{{model}}.log",
     benchmark:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import model_validator
 
 from scatterflow.config.base import Section, option
-from scatterflow.config.baselines import BaselinesConfig
+from scatterflow.config.baselines import AbcMethod, BaselinesConfig
 from scatterflow.config.evaluation import EvaluationConfig
 from scatterflow.config.forward import ForwardConfig
 from scatterflow.config.inference import InferenceConfig
@@ -17,6 +17,9 @@ from scatterflow.config.observe import ObserveConfig
 from scatterflow.config.preprocess import PreprocessConfig
 from scatterflow.config.sample import SampleConfig
 from scatterflow.config.simulate import SimulateConfig
+
+# infer/<model>.nc lies beside these, and the evaluation's tables hold models and baselines together
+RESERVED = ("examples", "experiment", "frames", "manifest", *get_args(AbcMethod))
 
 
 class StudyConfig(Section):
@@ -41,6 +44,13 @@ class StudyConfig(Section):
                 raise ValueError(f"instrument.views must define {name!r} for kind {self.kind}")
         if self.instrument.views["profile"].bins[1] != 1:
             raise ValueError("instrument.views.profile must have one bin in y: its bins must be [rows, 1]")
+        return self
+
+    @model_validator(mode="after")
+    def _model_names(self) -> Self:
+        for name in self.models:
+            if name in RESERVED:
+                raise ValueError(f"models: the name {name!r} is taken by a file of the results; choose another")
         return self
 
 

@@ -54,7 +54,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
     if known is not None:
         expert, _, recorded = known
         groups = {
-            f"/{method}": experiment.result(
+            f"/{experiment.GROUP}/{method}": experiment.result(
                 study, index.posterior(recorded["profile"], method, mask=recorded["mask_profile"]), expert
             )
             for method in methods

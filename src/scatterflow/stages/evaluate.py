@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from scatterflow import diagnostics, seeds
+from scatterflow import diagnostics, experiment, seeds
 from scatterflow.exports import StoredPosterior, read_posterior, write_tree
 from scatterflow.models import load_model
 from scatterflow.products import read_json, write_json
@@ -82,7 +82,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "prior": _prior(study, truth),
             "estimators": metrics,
             "paper": PAPER,
-            "experiment": _experiment(study, known, shown["truth"].values) if shown is not None else {},
+            "experiment": _experiment_rows(study, known, shown["truth"].values) if shown is not None else {},
             "frames": inferred["frames"],
             "out_of_range": inferred["out_of_range"],
             "reconstruction": rebuilt,
@@ -150,7 +150,7 @@ def _prior(study: Study, truth: Array) -> dict[str, Any]:
     }
 
 
-def _experiment(study: Study, results: dict[str, xr.Dataset], truth: Array) -> dict[str, Any]:
+def _experiment_rows(study: Study, results: dict[str, xr.Dataset], truth: Array) -> dict[str, Any]:
     """Every estimator on the expert's sample: log density of the expert's values, and the errors of median and MAP."""
     log_prior = float(study.prior.log_prob_box(truth)[0])
     box = study.prior.to_box
@@ -178,7 +178,8 @@ def _experiment_results(folder: Path) -> tuple[xr.Dataset | None, dict[str, xr.D
             return None, {}
         with xr.open_datatree(path, engine="h5netcdf") as tree:
             shown = tree.to_dataset().load() if place == "infer" else shown
-            results |= {str(name): tree[name].to_dataset().load() for name in tree.children}
+            found = tree[experiment.GROUP]
+            results |= {str(name): found[name].to_dataset().load() for name in found.children}
     return shown, results
 
 

@@ -175,8 +175,9 @@ def _experiment(
     dataset["full"] = picture.rename(z="z_full", y="y_full", qz="qz_full", qy="qy_full")
     groups = {"/": dataset}
     for name, (model, mode) in estimators.items():
-        groups[f"/{name}"] = experiment.result(study, model.posterior(features, mode=mode), expert)
-        tell(f"experiment: log density of the expert's values {float(groups[f'/{name}']['log_prob'][0]):.2f} by {name}")
+        result = experiment.result(study, model.posterior(features, mode=mode), expert)
+        groups[f"/{experiment.GROUP}/{name}"] = result
+        tell(f"experiment: log density of the expert's values {float(result['log_prob'][0]):.2f} by {name}")
     scores, _ = score(lead, study, features, study.seed, experiment=True)
     dataset.attrs |= {f"score_{name}": float(value[0]) for name, value in scores.items()}
     return groups
