@@ -1,4 +1,4 @@
-# simulate -> preprocess -> train, baseline -> infer -> evaluate -> report. One file of configuration is one run:
+# simulate -> cross-check, preprocess -> train, baseline -> infer -> evaluate -> report. One file of configuration is one run:
 #   snakemake                                 all of config/demo.yaml, on all cores (profiles/default)
 #   snakemake --configfile config/paper.yaml  another run: the file replaces the demo, it is never merged into it
 #   snakemake train, snakemake -R train       a stage with what it needs; a stage once more, whatever was there
@@ -28,6 +28,7 @@ container: "envs/scatterflow.sif"
 
 
 include: "workflow/rules/simulate.smk"
+include: "workflow/rules/cross_check.smk"
 include: "workflow/rules/preprocess.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/baseline.smk"

@@ -1,4 +1,4 @@
-"""Products of a whole run, made in seconds: real images and profiles by BornAgain, posteriors in closed form.
+"""Products of a whole run, made in seconds: real images and profiles, posteriors in closed form.
 
 In the normal coordinate an observation is x = t + s e with t, e ~ N(0, 1): the exact posterior is a Gaussian, so what
 the report must say about each estimator (calibrated, too narrow, worse than the prior) is known without training.
@@ -18,7 +18,7 @@ from scipy.stats import binom, chi2, kstest
 
 from scatterflow.config.loading import parse_run, read_yaml
 from scatterflow.config.study import RunConfig
-from scatterflow.stages import report
+from scatterflow.stages import cross_check, evaluate, report
 from scatterflow.study import Study, study_of
 
 ROOT = Path(__file__).parents[1]
@@ -123,7 +123,7 @@ def judge(
 
 
 def observed(study: Study, theta: np.ndarray, start: int, experiment: bool = False) -> tuple[xr.Dataset, xr.Dataset]:
-    """Recorded counts and features of samples `theta`, simulated by BornAgain."""
+    """Recorded counts and features of samples `theta`, simulated by the study's engine."""
     counts = study.simulate(study.prior.dataarray(theta, start=start))
     noisy = study.observe(counts, experiment=experiment)
     return noisy, study.preprocess(noisy)
@@ -243,6 +243,7 @@ def make_products(folder: Path, study: Study, seed: int = 7) -> None:
             for stage, s in {"simulate": 120.0, "preprocess": 4.2, "train cvae-maf": 95.0, "train maf-profile": 31.0,
                              "baseline": 6.0, "infer": 22.0, "evaluate": 14.0}.items()
         },
+        "sensitivity": evaluate.sensitivity(study, theta_of_fisher(study)),
         "identity": {"simulations": study.simulation_identity(), "features": study.features_identity()},
     }  # fmt: skip
     (folder / "evaluate").mkdir(parents=True)
@@ -276,12 +277,31 @@ def make_products(folder: Path, study: Study, seed: int = 7) -> None:
     for model in study.config.models:
         (folder / "models" / model).mkdir(parents=True)
         history(rng).to_csv(folder / "models" / model / "history.csv", index=False)
+    (folder / "cross-check").mkdir()
+    (folder / "cross-check" / "manifest.json").write_text(json.dumps(engines_compared(study)))
     (folder / "simulate").mkdir()
     manifest = {
         "format": 1, "identity": study.simulation_identity(), "simulations": 4000, "engine": "bornagain",
         "core_seconds": 228.0, "versions": {"bornagain": "25.0"}, "checksum": "0" * 64,
     }  # fmt: skip
     (folder / "simulate" / "manifest.json").write_text(json.dumps(manifest))
+
+
+def theta_of_fisher(study: Study) -> xr.DataArray:
+    """Few samples: enough for a table."""
+    return study.prior.sample(4)
+
+
+def engines_compared(study: Study) -> dict[str, Any]:
+    """As the stage cross-check writes it, of samples that no store holds."""
+    theta = study.prior.sample(2)
+    own, reference = (study.simulate(theta, engine=engine) for engine in ("dwba", "bornagain"))
+    return {
+        "format": 1, "engine": "dwba", "reference": "bornagain", "geometry": "bornagain", "simulations": len(theta),
+        "stored": True, "tolerance": study.config.forward.tolerance,
+        "views": {name: cross_check.deviation(own[name], reference[name], cross_check.comparable(study.config.instrument, name)) for name in study.views},
+        "core_seconds_per_simulation": {"dwba": 2e-3, "bornagain": 3e-2},
+    }  # fmt: skip
 
 
 def history(rng: np.random.Generator) -> pd.DataFrame:

@@ -93,6 +93,7 @@ def git_commit(folder: Path | None = None) -> str:
 
 # the code whose change re-runs a stage, beside that of the stages before it
 _STAGE_MODULES = {
+    "cross-check": ("scatterflow.stages.cross_check",),
     "preprocess": ("scatterflow.stages.preprocess",),
     "train": (
         "scatterflow.stages.train",
@@ -118,7 +119,7 @@ _STAGE_MODULES = {
         "scatterflow.framehdf5",
         "scatterflow.exports",
     ),
-    "evaluate": ("scatterflow.stages.evaluate", "scatterflow.diagnostics"),
+    "evaluate": ("scatterflow.stages.evaluate", "scatterflow.diagnostics", "scatterflow.fisher"),
     "report": ("scatterflow.stages.report", "scatterflow.report"),
 }
 
@@ -139,6 +140,9 @@ def stage_params(run: RunConfig, study_name: str | None, stage: str, model: str 
     if stage == "simulate":
         return {"identity": study.simulation_identity(), **rows}
     params: dict[str, Any] = {"source": source_hash(*_STAGE_MODULES[stage]), "seed": run.seed}
+    if stage == "cross-check":
+        checked = {name: getattr(config.forward, name) for name in ("cross_check", "tolerance")}
+        return params | {"identity": study.simulation_identity(), "engines": study.engines_hash(), **checked}
     if stage == "preprocess":
         return params | {"identity": study.features_identity(), **rows}
     if stage == "train":

@@ -19,16 +19,17 @@ from scatterflow.config.loading import load_run
 from scatterflow.config.sample import SampleConfig, layer_name
 from scatterflow.config.study import RunConfig, StudyConfig
 from scatterflow.errors import ConfigError
-from scatterflow.forward import expected_counts
-from scatterflow.forward.bornagain import LAYER_PARAMETERS
+from scatterflow.forward import derivatives, expected_counts
+from scatterflow.forward.layers import LAYER_PARAMETERS
 from scatterflow.prior import Parameter, Prior
 from scatterflow.units import UNITS
 
 _CAPS = {"beta": "delta", "roughness_nm": "thickness_nm"}
 
 # what determines the numbers in a store and in features, beside the configuration
+ENGINE_MODULES = {"bornagain": "scatterflow.forward.bornagain", "dwba": "scatterflow.forward.dwba"}
 SIMULATION_MODULES = (
-    "scatterflow.forward.bornagain",
+    "scatterflow.forward.layers",
     "scatterflow.instrument",
     "scatterflow.prior",
     "scatterflow.seeds",
@@ -81,6 +82,21 @@ class Study:
             result[name] = (("simulation", f"z_{name}", f"y_{name}"), array, attrs)
         return result
 
+    def derivatives(self, theta: xr.DataArray, views: tuple[str, ...] | None = None) -> xr.Dataset:
+        """Expected counts and their derivatives `d_<view>` (simulation, parameter, z_<view>, y_<view>) by engine dwba.
+
+        `theta` is (simulation, parameter) in physical units; derivatives are in counts per unit of the parameter. Raises
+        SimulationError (naming row and parameter) and ConfigError.
+        """
+        names = self.views if views is None else tuple(views)
+        result = xr.Dataset(coords={"parameter": list(self.prior.names)}, attrs={"study": self.name, "kind": self.kind})
+        for name, (counts, slopes) in derivatives(self.config, self.prior.values(theta), names).items():
+            dims = (f"z_{name}", f"y_{name}")
+            result = result.assign_coords(geometry.coordinates(self.config.instrument, name))
+            result[name] = (("simulation", *dims), counts, {"units": "counts"})
+            result[f"d_{name}"] = (("simulation", "parameter", *dims), slopes)
+        return result
+
     def observe(self, counts: xr.Dataset, seed: int | None = None, experiment: bool = False) -> xr.Dataset:
         """Recorded counts with noise and `mask_<view>`; `experiment` adds the parasitic scattering of a beam stop."""
         return observing.observe(
@@ -102,6 +118,21 @@ class Study:
             return None
         return self.prior.dataarray([[getattr(layer, name) for layer in layers for name in LAYER_PARAMETERS]])
 
+    @property
+    def simulation_modules(self) -> tuple[str, ...]:
+        """The modules whose code determines the stored counts."""
+        return ENGINE_MODULES[self.config.forward.engine], *SIMULATION_MODULES
+
+    @property
+    def engine_version(self) -> str:
+        """Version of the package that computes the counts: BornAgain's, or torch's for our own engine."""
+        return provenance.versions()[{"bornagain": "bornagain", "dwba": "torch"}[self.config.forward.engine]]
+
+    def engines_hash(self) -> str:
+        """Hash of code and versions of all engines: what a comparison of them depends on."""
+        versions = provenance.versions(("bornagain", "torch"))
+        return provenance.digest([versions, provenance.source_hash(*ENGINE_MODULES.values())])
+
     def simulation_identity(self) -> str:
         """Hash of what determines the stored counts (docs/architecture.md, Identity)."""
         config = self.config
@@ -111,9 +142,10 @@ class Study:
                 "seed": self.seed,
                 "instrument": config.instrument.model_dump(mode="json", exclude={"masked", "saturation"}),
                 "sample": config.sample.model_dump(mode="json", exclude={"expert"}),
-                "forward": config.forward.model_dump(mode="json"),
-                "engine": provenance.versions(("bornagain",)).get("bornagain"),
-                "source": provenance.source_hash(*SIMULATION_MODULES),
+                "forward": config.forward.model_dump(mode="json", include={"engine", "mode"}),
+                "chunk_size": config.simulate.chunk_size if config.forward.engine == "dwba" else None,
+                "engine": self.engine_version,
+                "source": provenance.source_hash(*self.simulation_modules),
             }
         )
 

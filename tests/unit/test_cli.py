@@ -18,7 +18,7 @@ from scatterflow.exports import read_posterior
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "tests" / "workflow" / "tiny.yaml"
 CONFIG = ("--config", str(TINY))
-STAGES = ("simulate", "preprocess", "train", "baseline", "infer", "evaluate", "report")
+STAGES = ("simulate", "cross-check", "preprocess", "train", "baseline", "infer", "evaluate", "report")
 SMALL = {
     "simulate.simulations": 100,
     "simulate.held_back": 40,

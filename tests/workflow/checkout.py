@@ -21,7 +21,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PARTS = ("Snakefile", "src", "workflow", "profiles", "config", "envs")
-WAIT_S = 300
+WAIT_S = 900
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from tests.workflow.checkout import Checkout
 
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
 
-OF_EACH_STUDY = ("simulate_study", "preprocess_study", "run_baselines", "infer_posterior", "evaluate_study")
+OF_EACH_STUDY = (
+    "simulate_study", "compare_engines", "preprocess_study", "run_baselines", "infer_posterior", "evaluate_study"
+)  # fmt: skip
 
 
 def expected_jobs(path: Path) -> dict[str, int]:

@@ -62,3 +62,13 @@ def test_a_failed_stage_runs_again(checkout: Checkout) -> None:
     checkout.make()
     assert (checkout.folder / "results" / "tiny" / "report.html").is_file()
     assert checkout.jobs() == {}
+
+
+def test_engines_that_disagree_stop_the_run(checkout: Checkout) -> None:
+    checkout.configure({"forward.tolerance": 1e-12})
+    done = checkout.snakemake()
+    assert done.returncode != 0
+    line = next(line for line in done.stderr.splitlines() if "must agree with bornagain" in line)
+    for word in ("compare_engines", "simulation ", "forward.tolerance=1e-12", "layer02_Ta.hurst="):
+        assert word in line, line
+    assert not (checkout.folder / "results" / "tiny" / "report.html").exists()

@@ -97,6 +97,24 @@ def test_snakemakes_own_report_holds_ours(finished: Checkout, tmp_path: Path) ->
         assert word in text, word
 
 
+def test_the_engines_agree_on_stored_simulations(finished: Checkout) -> None:
+    found = json.loads((finished.results / "cross-check" / "manifest.json").read_text())
+    assert (found["engine"], found["reference"], found["stored"]) == ("dwba", "bornagain", True)
+    for view in found["views"].values():
+        assert 0 < view["median"] <= view["largest"] <= found["tolerance"]
+    run = json.loads((finished.results.parent / "metrics.json").read_text())
+    assert run["studies"]["multilayer"]["cross_check"] == found
+
+
+def test_what_the_measurement_can_see(finished: Checkout) -> None:
+    found = metrics(finished)["sensitivity"]["views"]
+    for parameters in found.values():
+        assert len(parameters) == 12
+        for part in parameters.values():
+            assert 0 < part["low"] <= part["median"] <= part["high"] <= 1
+    assert found["image"]["layer02_Ta.delta"]["median"] < found["profile"]["layer02_Ta.delta"]["median"]
+
+
 def in_the_finished_run(text: str) -> str:
     """The README's demo names, replaced by those of the tiny run."""
     return (
@@ -107,9 +125,10 @@ def in_the_finished_run(text: str) -> str:
 
 
 def test_the_readmes_python_runs(finished: Checkout) -> None:
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert code is not None
-    script = in_the_finished_run(code[1]) + "\nassert samples.sizes['sample'] == 1000\n"
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    checks = "\nassert samples.sizes['sample'] == 1000\nassert slopes['d_image'].dims[1] == 'parameter'\n"
+    script = in_the_finished_run("\n".join(blocks)) + checks
     done = subprocess.run([sys.executable, "-c", script], cwd=finished.folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -58,6 +58,10 @@ def prior(checkout: Checkout) -> None:
     checkout.configure({"sample.materials.Ta.hurst": [0.2, 0.9]})
 
 
+def tolerance(checkout: Checkout) -> None:
+    checkout.configure({"forward.tolerance": 1e-3})
+
+
 EDITS: list[tuple[Callable[[Checkout], None], set[str]]] = [
     (learning_rate, AFTER_TRAINING | {"train_model"}),
     (acceptance, {"run_baselines", "evaluate_study", "write_report"}),
@@ -65,7 +69,8 @@ EDITS: list[tuple[Callable[[Checkout], None], set[str]]] = [
     (cut, AFTER_PREPROCESSING | {"preprocess_study"}),
     (diagnostics, {"evaluate_study", "write_report"}),
     (page, {"write_report"}),
-    (prior, AFTER_PREPROCESSING | {"simulate_study", "preprocess_study"}),
+    (prior, AFTER_PREPROCESSING | {"simulate_study", "compare_engines", "preprocess_study"}),
+    (tolerance, {"compare_engines", "write_report"}),
 ]
 
 

@@ -19,6 +19,7 @@ from scatterflow.provenance import stage_params
 # What does the work of a stage; the rule with the stage's name only collects what was made.
 WORK = {
     "simulate": "simulate_study",
+    "cross-check": "compare_engines",
     "preprocess": "preprocess_study",
     "train": "train_model",
     "baseline": "run_baselines",
@@ -76,7 +77,7 @@ def made_by(stage, files):
     """
 
     def files_of_stage(wildcards):
-        if workflow.get_rule(stage) in workflow.dag.forcerules:
+        if workflow.get_rule(stage.replace("-", "_")) in workflow.dag.forcerules:
             workflow.dag.forcerules.add(workflow.get_rule(WORK[stage]))
         return files
 

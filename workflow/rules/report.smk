@@ -8,6 +8,7 @@ rule report:
 rule write_report:
     input:
         simulations=of_each_study("{study}/simulate/manifest.json"),
+        checks=of_each_study("{study}/cross-check/manifest.json"),
         features=of_each_study("{study}/preprocess/manifest.json"),
         bundles=all_bundles(),
         baselines=of_each_study("{study}/baseline/manifest.json"),

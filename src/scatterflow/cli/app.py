@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="From an X-ray detector frame to trusted sample parameters. The stages, in order: simulate, preprocess, train "
-    "and baseline, infer, evaluate, report; `snakemake` runs them all.",
+    help="From an X-ray detector frame to trusted sample parameters. The stages, in order: simulate, cross-check, "
+    "preprocess, train and baseline, infer, evaluate, report; `snakemake` runs them all.",
     epilog="Exit status: 0 done, 1 a bug of ours, 2 something that you can mend (one line says what and how), "
     "130 interrupted.",
     add_completion=False,
@@ -69,6 +69,7 @@ def _stage(name: str, help: str) -> None:
 
 
 _stage("simulate", "Simulate samples of the prior; continues a stopped run.")
+_stage("cross-check", "Compute some stored simulations with the other engine and compare.")
 _stage("preprocess", "Stored counts to features: noise, cut, scaling, masks.")
 _stage("train", "Train the models of the study; continues a stopped run.")
 _stage("baseline", "Approximate Bayesian computation on the stored simulations.")

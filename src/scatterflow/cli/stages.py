@@ -52,7 +52,7 @@ def run_stage(
     from scatterflow.study import study_of  # after `load`: a mistake in the configuration is told at once
 
     folder = results / run.run
-    stage = importlib.import_module(f"scatterflow.stages.{name}")
+    stage = importlib.import_module(f"scatterflow.stages.{name.replace('-', '_')}")
     began = time.monotonic()
     if name == "report":
         if study is not None:

@@ -46,6 +46,7 @@ def show_status(config: Path, study: str | None, results: Path, overrides: Seque
 def _study(study: Study, folder: Path) -> Iterator[State]:
     logs = folder / "logs"
     yield _simulate(study, folder)
+    yield _product(study.name, "cross-check", folder / "cross-check" / "manifest.json", logs / "compare_engines.log")
     yield _preprocess(study, folder)
     yield _train(study, folder)
     yield _product(study.name, "baseline", folder / "baseline" / "manifest.json", logs / "run_baselines.log")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from scatterflow.forward import bornagain
 if TYPE_CHECKING:
     from scatterflow.config.study import StudyConfig
 
-ENGINES = ("bornagain",)
+ENGINES = ("dwba", "bornagain")
 
 
 def expected_counts(
@@ -23,6 +24,33 @@ def expected_counts(
 
     Raises ConfigError for an unknown engine and SimulationError for parameters that it cannot compute.
     """
+    counts: Mapping[str, NDArray[np.floating]]
     if engine == "bornagain":
-        return bornagain.expected_counts(config.sample, config.instrument, theta, views)
-    raise ConfigError("engine", f"must be one of {list(ENGINES)}", repr(engine))
+        counts = bornagain.expected_counts(config.sample, config.instrument, theta, views)
+    elif engine == "dwba":
+        from scatterflow.forward import dwba  # torch is only needed here
+
+        forward = config.forward
+        counts = dwba.expected_counts(
+            config.sample, config.instrument, theta, views,
+            mode=forward.mode, device=_device(forward.accelerator), batch_bytes=forward.batch_bytes,
+        )  # fmt: skip
+    else:
+        raise ConfigError("engine", f"must be one of {list(ENGINES)}", repr(engine))
+    return {name: array.astype(np.float32, copy=False) for name, array in counts.items()}
+
+
+def derivatives(
+    config: StudyConfig, theta: NDArray[np.float64], views: tuple[str, ...]
+) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Expected counts (simulation, z, y) per view and their derivatives (simulation, parameter, z, y) by engine dwba.
+
+    In double precision, every pixel. Raises SimulationError as `expected_counts`.
+    """
+    from scatterflow.forward.dwba.derivatives import derivatives as by_dwba
+
+    return by_dwba(config.sample, config.instrument, theta, views)
+
+
+def _device(accelerator: str) -> str:
+    return {"cpu": "cpu", "gpu": "cuda"}[accelerator]

@@ -12,11 +12,11 @@ from scatterflow import instrument as geometry
 from scatterflow.config.instrument import InstrumentConfig, View
 from scatterflow.config.sample import SampleConfig
 from scatterflow.errors import ConfigError, SimulationError
+from scatterflow.forward.layers import LAYER_PARAMETERS, check_theta
 
 Array = NDArray[np.float64]
 _MARGIN_SIGMAS = 4.0  # the convolution pads with zeros: rows and columns this many sigma around a view are computed too
 _GREY = (0.5, 0.5, 0.5)  # BornAgain wants a display colour per material
-LAYER_PARAMETERS = ("delta", "beta", "thickness_nm", "roughness_nm", "hurst", "correlation_length_nm")
 
 
 def check(instrument: InstrumentConfig) -> None:
@@ -32,7 +32,7 @@ def check(instrument: InstrumentConfig) -> None:
 
 def expected_counts(
     sample: SampleConfig, instrument: InstrumentConfig, theta: Array, view_names: tuple[str, ...]
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, Array]:
     """Noise-free expected counts of each view, (simulation, z, y), for parameters `theta` (simulation, parameter).
 
     `theta` holds the six parameters of each free layer from the top. Pixels at or below the horizon hold the background:
@@ -43,31 +43,11 @@ def expected_counts(
     result = {}
     for name in view_names:
         view = geometry.view(instrument, name)
-        result[name] = np.stack([_view_counts(sample, instrument, row, view) for row in theta]).astype(np.float32)
+        result[name] = np.stack([_view_counts(sample, instrument, row, view) for row in theta])
         finite = np.isfinite(result[name]).all(axis=(1, 2))
         if not finite.all():
             raise SimulationError(f"view {name} of row {int(np.argmin(finite))}", "must be finite", "NaN or infinity")
     return result
-
-
-def check_theta(sample: SampleConfig, theta: Array) -> None:
-    """Raise SimulationError, naming row and parameter, if a parameter is unphysical."""
-    width = len(LAYER_PARAMETERS)
-    if theta.ndim != 2 or theta.shape[1] != width * len(sample.layers):
-        raise SimulationError("parameters", f"must have shape (n, {width * len(sample.layers)})", theta.shape)
-    layers = theta.reshape(len(theta), len(sample.layers), width)
-    limits = {"delta": (0, 0.1), "beta": (-1e-300, 0.1), "thickness_nm": (0, np.inf), "roughness_nm": (-1e-300, np.inf)}
-    limits |= {"hurst": (0, 1), "correlation_length_nm": (0, np.inf)}
-    for index, name in enumerate(LAYER_PARAMETERS):
-        low, high = limits[name]
-        bad = ~((layers[..., index] > low) & (layers[..., index] < high))
-        if bad.any():
-            row, layer = (int(i) for i in np.argwhere(bad)[0])
-            raise SimulationError(
-                f"row {row}: layer{layer + 1:02d}_{sample.layers[layer]}.{name}",
-                f"must lie between {max(low, 0):g} and {high:g}",
-                float(layers[row, layer, index]),
-            )
 
 
 def _view_counts(sample: SampleConfig, instrument: InstrumentConfig, theta: Array, view: View) -> Array:

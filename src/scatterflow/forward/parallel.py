@@ -13,16 +13,18 @@ import xarray as xr
 if TYPE_CHECKING:
     from scatterflow.study import Study
 
-_CHUNK = 25  # samples per task
-_ALONE = 100  # up to so many samples the start of processes costs more than it saves
+# samples per task, and up to how many the start of processes costs more than it saves
+_CHUNK = {"bornagain": 25, "dwba": 250}
+_ALONE = {"bornagain": 100, "dwba": 2000}
 
 
 def simulate(study: Study, theta: xr.DataArray, views: tuple[str, ...], workers: int | None = None) -> xr.Dataset:
     """As `Study.simulate`, spread over processes; the result does not depend on their number."""
     processes = workers or len(os.sched_getaffinity(0))
-    if processes == 1 or len(theta) <= _ALONE:
+    engine = study.config.forward.engine
+    if processes == 1 or len(theta) <= _ALONE[engine]:
         return study.simulate(theta, views=views)
-    parts = [theta[start : start + _CHUNK] for start in range(0, len(theta), _CHUNK)]
+    parts = [theta[start : start + _CHUNK[engine]] for start in range(0, len(theta), _CHUNK[engine])]
     done = list(_pool(processes).map(_one, [(study, part, views) for part in parts]))
     return xr.concat(done, dim="simulation", data_vars="minimal", coords="minimal", compat="override", join="outer")
 
@@ -36,4 +38,8 @@ def _pool(processes: int) -> ProcessPoolExecutor:
 
 def _one(task: tuple[Study, xr.DataArray, tuple[str, ...]]) -> xr.Dataset:
     study, theta, views = task
+    if study.config.forward.engine == "dwba":
+        import torch
+
+        torch.set_num_threads(1)  # the processes have the cores
     return study.simulate(theta, views=views)

@@ -148,6 +148,43 @@ class Verdict(Loose):
     sentences: list[str]
 
 
+class Remaining(Loose):
+    """Standard deviation that a measurement leaves at least, over the prior's: median and quantiles over samples."""
+
+    low: float
+    median: float
+    high: float
+
+
+class Sensitivity(Loose):
+    """The Fisher information of each view, per parameter, over `n` samples."""
+
+    n: int
+    levels: list[float]
+    views: dict[str, dict[str, Remaining]]
+
+
+class Deviation(Loose):
+    """How far a view's bins lie from the other engine's, relative to the expected counts."""
+
+    largest: float
+    median: float
+    simulation: int
+
+
+class CrossCheck(Loose):
+    """The comparison of the engines (stage cross-check)."""
+
+    engine: str
+    reference: str
+    geometry: str
+    simulations: int
+    stored: bool
+    tolerance: float
+    views: dict[str, Deviation]
+    core_seconds_per_simulation: dict[str, float]
+
+
 class StudyMetrics(Loose):
     """All metrics of a study. Everything may be missing: the report says so."""
 
@@ -162,6 +199,8 @@ class StudyMetrics(Loose):
     frames: list[FrameVerdict] = []
     out_of_range: OutOfRange | None = None
     reconstruction: dict[str, Any] | None = None
+    sensitivity: Sensitivity | None = None
+    cross_check: CrossCheck | None = None
     abc_library: dict[str, Any] | None = None
     cost: dict[str, Cost] = {}
     identity: dict[str, Any] = {}

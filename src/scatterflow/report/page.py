@@ -76,6 +76,7 @@ def study_page(products: Products, gallery: Gallery, shown: int = _EXAMPLES) -> 
     sections += [
         realframes.section(products, gallery),
         quality.calibrated(products, gallery),
+        quality.forward(products),
         quality.rebuilt(products, gallery),
         quality.training(products, gallery),
         quality.costs(products, gallery),
@@ -134,7 +135,8 @@ def provenance_table(run: RunConfig, pages: Sequence[StudyPage], config_sha256: 
 def sources(run: RunConfig) -> list[str]:
     """Where data and comparisons come from."""
     found = [
-        "Simulations: BornAgain (doi:10.1107/S1600576719016789), made by this run from the configuration below.",
+        "Simulations: made by this run from the configuration below, by BornAgain (doi:10.1107/S1600576719016789) or by "
+        "engine dwba, which computes the same and is compared with it in every run.",
         "Study, network and published figures: Zhdanov et al., arXiv 2210.01543. Expert values: Randolph et al., "
         "doi:10.1103/PhysRevResearch.4.033038.",
     ]

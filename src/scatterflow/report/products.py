@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from scatterflow.errors import StoreError
 from scatterflow.products import read_json
 from scatterflow.report.costs import read_costs
-from scatterflow.report.metrics import FrameVerdict, StudyMetrics, read_metrics
+from scatterflow.report.metrics import CrossCheck, FrameVerdict, StudyMetrics, read_metrics
 from scatterflow.study import Study
 
 HISTORY_COLUMNS = {"epoch", "train_loss", "val_loss"}
@@ -96,6 +96,9 @@ def read_products(study: Study, folder: Path) -> Products:
     if costs := read_costs(folder / "benchmarks"):
         metrics = metrics.model_copy(update={"cost": costs})
         raw = raw | {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
+    if path := there("cross-check/manifest.json", "comparison of the engines", "snakemake cross_check"):
+        raw = raw | {"cross_check": read_json(path, "scatterflow cross-check")}
+        metrics = metrics.model_copy(update={"cross_check": _cross_check(path, raw["cross_check"])})
     arrays: dict[str, xr.Dataset] = {}
     if path := there("evaluate/arrays.nc", "examples, ranks and coverage", "snakemake evaluate"):
         arrays = read_groups(path, "run `scatterflow evaluate` again")
@@ -118,6 +121,15 @@ def read_products(study: Study, folder: Path) -> Products:
         if lost and (frames or (folder / "infer/frames.json").exists()):
             missing.append(Missing(f"{len(lost)} of {len(wanted)} real frames: {', '.join(lost)}", "make data"))
     return Products(study, metrics, raw, arrays, frames, frame_arrays, histories, manifest, missing)
+
+
+def _cross_check(path: Path, content: Any) -> CrossCheck:
+    try:
+        return CrossCheck.model_validate(content)
+    except ValidationError as error:
+        what, remedy = error.errors()[0], "run `scatterflow cross-check` again"
+        place = ".".join(map(str, what["loc"]))
+        raise StoreError(f"{place} in {path}", what["msg"], str(what["input"])[:80], remedy) from None
 
 
 def _read_frames(path: Path) -> list[FrameVerdict]:

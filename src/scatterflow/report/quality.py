@@ -14,7 +14,7 @@ from scatterflow.report.observation import view_axes
 from scatterflow.report.products import Products
 from scatterflow.report.style import estimator_styles
 
-_ENGINES = {"bornagain": "BornAgain"}
+_ENGINES = {"bornagain": "BornAgain", "dwba": "Engine dwba"}
 _EVALUATE = "Nothing to show: run `snakemake evaluate`."
 
 
@@ -117,6 +117,24 @@ def calibrated(products: Products, gallery: Gallery) -> Section:
         return Section("calibration", title, missing=_EVALUATE)
     lead = "Curves inside the grey bands are what a calibrated posterior gives by chance."
     return Section("calibration", title, lead, pictures, tables=found)
+
+
+def forward(products: Products) -> Section:
+    """Whether the engine computes what BornAgain does, and what the measurement can see at all."""
+    metrics, title = products.metrics, "Is the forward model right, and what can it see?"
+    found = [tables.cross_check(metrics.cross_check)] if metrics.cross_check else []
+    found += [tables.sensitivity(metrics.sensitivity)] if metrics.sensitivity else []
+    if not found:
+        return Section("forward", title, missing="Nothing to show: run `snakemake cross_check evaluate`.")
+    lead = ""
+    if metrics.cross_check:
+        check = metrics.cross_check
+        largest = max(part.largest for part in check.views.values())
+        lead = (
+            f"{_ENGINES.get(check.engine, check.engine)} and {_ENGINES.get(check.reference, check.reference)} agree within "
+            f"{largest:.1e} of the counts of every bin."
+        )
+    return Section("forward", title, lead, tables=found)
 
 
 def rebuilt(products: Products, gallery: Gallery) -> Section:

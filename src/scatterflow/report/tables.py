@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from scatterflow.prior import Prior
 from scatterflow.report.headline import label, works
-from scatterflow.report.metrics import Cost, Mean, StudyMetrics
+from scatterflow.report.metrics import Cost, CrossCheck, Mean, Sensitivity, StudyMetrics
 from scatterflow.report.numbers import NONE, estimate, level, percent, plus_minus, seconds, significant
 
 Array = NDArray[np.float64]
-_STAGES = ("simulate", "preprocess", "train", "baseline", "infer", "evaluate")
+_STAGES = ("simulate", "compare_engines", "preprocess", "train", "baseline", "infer", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,42 @@ def estimators(metrics: StudyMetrics) -> Table:
         "in the same units."
     ]
     return Table("All estimators on held-back simulations", heads, rows, notes)
+
+
+def sensitivity(found: Sensitivity) -> Table:
+    """Per parameter, what image and profile leave at least of the prior's standard deviation."""
+    views = list(found.views)
+    names = next(iter(found.views.values())) if views else {}
+    rows = [
+        [name, *(f"{part.median:.2f} ({part.low:.2f} to {part.high:.2f})" for part in parts)]
+        for name in names
+        for parts in [[found.views[view][name] for view in views]]
+    ]
+    low, high = (level(value) for value in found.levels)
+    notes = [
+        f"Median ({low} and {high} quantiles) over {found.n:,} held-back samples of the square root of the diagonal of "
+        "(F + P)⁻¹ over the prior's standard deviation: F is the Fisher information of the Poisson counts in the valid "
+        "bins, P that of the prior. 1: the measurement cannot see the parameter. It is a bound for the counts themselves, "
+        "whose absolute scale the features drop."
+    ]
+    return Table("What the measurement can see at all", ["parameter", *views], rows, notes)
+
+
+def cross_check(found: CrossCheck) -> Table:
+    """Largest deviation between the engines, per view."""
+    rows = [
+        [name, f"{part.largest:.1e}", f"{part.median:.1e}", f"{found.tolerance:.0e}", str(part.simulation)]
+        for name, part in found.views.items()
+    ]
+    own, other = (found.core_seconds_per_simulation[name] for name in (found.engine, found.reference))
+    what = "Stored simulations" if found.stored else f"The same samples in geometry {found.geometry}"
+    notes = [
+        f"{what} of engine {found.engine} against {found.reference}, {found.simulations:,} random ones: relative "
+        f"deviation of the expected counts of a bin. One simulation took {seconds(own)} of a core by {found.engine} and "
+        f"{seconds(other)} by {found.reference}."
+    ]
+    heads = ["view", "largest deviation", "median", "tolerance", "worst simulation"]
+    return Table("Cross-check of the engines", heads, rows, notes)
 
 
 def table_1(metrics: StudyMetrics, simulate_seconds: float | None, parameters: int) -> Table:

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from scatterflow import diagnostics, experiment, seeds
+from scatterflow import diagnostics, experiment, fisher, seeds
 from scatterflow.exports import StoredPosterior, read_posterior, write_tree
 from scatterflow.models import load_model
 from scatterflow.products import read_json, write_json
@@ -36,6 +36,7 @@ PER_OBSERVATION = ("log_prob", "information_gain", "map_error", "credibility", "
 _REFERENCE = "abc-kde"  # the posterior that the paper measures distances to
 _PRIOR_ROWS = 20_000  # draws that the prior's median is taken from; caps make it differ from the middle of the cube
 _REBUILD_DRAWS = 16  # latent draws per rebuilt image
+_FISHER_ROWS = 50  # held-back samples whose Fisher information is computed: its spread over samples is wide
 _LEVEL_GRID = np.linspace(0, 1, 51)
 
 
@@ -86,6 +87,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "frames": inferred["frames"],
             "out_of_range": inferred["out_of_range"],
             "reconstruction": rebuilt,
+            "sensitivity": sensitivity(study, held_back["parameters"]),
             "abc_library": {"n": baselines["library"], "index_seconds": baselines["index_seconds"]},
             "identity": {
                 "simulations": study.simulation_identity(),
@@ -148,6 +150,23 @@ def _prior(study: Study, truth: Array) -> dict[str, Any]:
         "log_prob": _summary(diagnostics.log_prob(prior.log_prob_box(truth), study.config.evaluation.trim)),
         "mae_median": _estimate(diagnostics.point_error(median, truth, prior).overall),
     }
+
+
+def sensitivity(study: Study, truth: xr.DataArray) -> dict[str, Any] | None:
+    """What each view can see of each parameter, over held-back samples; None without counting noise (it sees all)."""
+    if study.config.observe.noise == "none":
+        return None
+    few = truth.isel(simulation=slice(0, _FISHER_ROWS))
+    low, middle, high = 0.05, 0.5, 0.95
+    views = {}
+    for view in ("image", "profile"):
+        remaining = fisher.remaining_sd(study, few, view)
+        quantiles = np.quantile(remaining, [low, middle, high], axis=0)
+        views[view] = {
+            name: dict(zip(("low", "median", "high"), quantiles[:, index].tolist(), strict=True))
+            for index, name in enumerate(study.prior.names)
+        }
+    return {"n": len(few), "levels": [low, high], "views": views}
 
 
 def _experiment_rows(study: Study, results: dict[str, xr.Dataset], truth: Array) -> dict[str, Any]:

@@ -30,14 +30,8 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
     or of another identity.
     """
     start = time.monotonic()
-    place = Place(folder, study.simulation_identity())
-    simulated = read(place.manifest, StoreManifest)
     config = study.config.simulate
-    if simulated.identity != place.identity or simulated.simulations < config.simulations:
-        raise StoreError(
-            f"{place.manifest}", "must be of this configuration, code and number", remedy="run `scatterflow simulate`"
-        )
-    store = open_store(place.manifest).isel(simulation=slice(0, config.simulations))
+    store = simulations(study, folder)
     features = study.preprocess(study.observe(store[list(study.views)]))
     # texts have no stable type in Zarr v3: parameters are named again at loading, splits are numbers with meanings
     features["parameters"] = store["parameters"].drop_vars(["parameter", "unit"], errors="ignore")
@@ -60,6 +54,17 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "versions": provenance.versions(("numpy", "xarray", "zarr")),
         },
     )
+
+
+def simulations(study: Study, folder: Path) -> xr.Dataset:
+    """Stored parameters and expected counts, lazy. Raises StoreError if they are missing or of another identity."""
+    place, number = Place(folder, study.simulation_identity()), study.config.simulate.simulations
+    entry = read(place.manifest, StoreManifest)
+    if entry.identity != place.identity or entry.simulations < number:
+        raise StoreError(
+            f"{place.manifest}", "must be of this configuration, code and number", remedy="run `scatterflow simulate`"
+        )
+    return open_store(place.manifest).isel(simulation=slice(0, number))
 
 
 def splits(study: Study) -> NDArray[np.intp]:

@@ -20,7 +20,6 @@ from scatterflow.errors import ConfigError, SimulationError, StoreError
 from scatterflow.files import disk_errors, exclusive, is_held, sweep
 from scatterflow.manifest import Place, RunStatus, Shard, ShardRecord, StoredShard, StoreManifest
 from scatterflow.progress import Tracker, duration, say, size, track
-from scatterflow.study import SIMULATION_MODULES
 from scatterflow.verify import Report, verify_shards
 
 if TYPE_CHECKING:
@@ -106,16 +105,11 @@ def store_attributes(study: Study) -> dict[str, Any]:
         "identity": study.simulation_identity(),
         "kind": study.kind,
         "engine": config.forward.engine,
-        "engine_version": _engine_version(study),
+        "engine_version": study.engine_version,
         "seed": study.seed,
         "instrument": config.instrument.model_dump(mode="json", exclude={"masked", "saturation"}),
         "sample": config.sample.model_dump(mode="json", exclude={"expert"}),
     }
-
-
-def _engine_version(study: Study) -> str:
-    versions = provenance.versions()
-    return versions.get(study.config.forward.engine, versions["scatterflow"])  # an engine of ours has our version
 
 
 def missing(place: Place, shards: Iterable[Shard]) -> list[Shard]:
@@ -172,7 +166,7 @@ def _record(study: Study, place: Place, shard: Shard, seconds: float, **ending: 
         state="failed" if "error" in ending else "ok",
         seed=study.seed,
         engine=study.config.forward.engine,
-        source=provenance.source_hash(*SIMULATION_MODULES),
+        source=provenance.source_hash(*study.simulation_modules),
         versions=provenance.versions(),
         seconds=seconds,
         host=socket.gethostname(),
