@@ -35,6 +35,7 @@ SIMULATION_MODULES = (
     "scatterflow.seeds",
     "scatterflow.config.sample",
 )
+_FORWARD = {"bornagain": {"engine"}, "dwba": {"engine", "mode", "batch_bytes"}}  # options that numbers depend on
 FEATURE_MODULES = ("scatterflow.observe", "scatterflow.preprocess")
 
 
@@ -142,8 +143,7 @@ class Study:
                 "seed": self.seed,
                 "instrument": config.instrument.model_dump(mode="json", exclude={"masked", "saturation"}),
                 "sample": config.sample.model_dump(mode="json", exclude={"expert"}),
-                "forward": config.forward.model_dump(mode="json", include={"engine", "mode"}),
-                "chunk_size": config.simulate.chunk_size if config.forward.engine == "dwba" else None,
+                "forward": config.forward.model_dump(mode="json", include=_FORWARD[config.forward.engine]),
                 "engine": self.engine_version,
                 "source": provenance.source_hash(*self.simulation_modules),
             }

@@ -87,7 +87,7 @@ def test_born_limit_of_a_single_rough_surface() -> None:
     silicon = {"delta": delta, "beta": 1e-9, "roughness_nm": sigma, "hurst": hurst, "correlation_length_nm": xi}
     substrate = bare.substrate.model_copy(update=silicon)
     # a free layer of nothing: the refractive index of the vacuum up to 1e-14, so that only the substrate scatters
-    nothing = np.array([[1e-14, 0.0, 0.5, 0.0, 0.5, 10.0]])
+    nothing = np.array([[1e-14, 0.0, 0.5, 1e-9, 0.5, 10.0]])
     counts = expected_counts(bare.model_copy(update={"substrate": substrate}), config, nothing, ("full",))["full"][0]
     edges = np.arange(61.0)
     q = geometry.q_map(config)
@@ -130,9 +130,16 @@ def test_flat_geometry_is_refused_by_this_engine() -> None:
         expected_counts(sample(), instrument(geometry="flat"), theta(1).values, ("image",))
 
 
-def test_zero_roughness_and_extreme_samples_are_finite() -> None:
+def test_smooth_layers_are_refused() -> None:
+    smooth = theta(2).values
+    smooth[1, 9] = 0.0
+    with pytest.raises(SimulationError, match=r"row 1: layer02_Ta\.roughness_nm"):
+        expected_counts(sample(), instrument(), smooth, ("image",))
+
+
+def test_little_roughness_and_extreme_samples_are_finite() -> None:
     extreme = theta(2).values
-    extreme[0, 3::6] = 0.0
+    extreme[0, 3::6] = 1e-9
     extreme[1, 3::6] = extreme[1, 2::6]  # roughness as large as the thickness
     counts = expected_counts(sample(), instrument(), extreme, ("image",))["image"]
     assert np.isfinite(counts).all()

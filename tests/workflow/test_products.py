@@ -101,7 +101,7 @@ def test_the_engines_agree_on_stored_simulations(finished: Checkout) -> None:
     found = json.loads((finished.results / "cross-check" / "manifest.json").read_text())
     assert (found["engine"], found["reference"], found["stored"]) == ("dwba", "bornagain", True)
     for view in found["views"].values():
-        assert 0 < view["median"] <= view["largest"] <= found["tolerance"]
+        assert 0 <= view["median"] <= view["largest"] <= found["tolerance"]
     run = json.loads((finished.results.parent / "metrics.json").read_text())
     assert run["studies"]["multilayer"]["cross_check"] == found
 

@@ -23,7 +23,7 @@ class ForwardConfig(Section):
     )
     accelerator: Literal["cpu", "gpu"] = option("cpu", help="processor of engine dwba")
     batch_bytes: int = option(
-        2**27, ge=2**20, unit="byte", help="memory that engine dwba may use for one batch, in each process"
+        2**28, ge=2**20, unit="byte", help="memory that engine dwba may use for one batch, in each process"
     )
     cross_check: int = option(
         20, ge=1, help="simulations that both engines compute in each run; for geometry flat, in geometry bornagain"

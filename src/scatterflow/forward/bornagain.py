@@ -97,8 +97,10 @@ def _above_horizon(
     sigma = instrument.resolution_mm / instrument.pixel_mm
     margin_z = int(np.ceil(_MARGIN_SIGMAS * sigma / (rows[1] - rows[0]))) if sigma else 0
     margin_y = int(np.ceil(_MARGIN_SIGMAS * sigma / (columns[1] - columns[0]))) if sigma else 0
-    field = _run(sample, instrument, theta, _extend(rows[first:], margin_z), _extend(columns, margin_y))
-    inner = field[margin_z : len(field) - margin_z, margin_y : field.shape[1] - margin_y]
+    below = 0 if first else margin_z  # nothing comes from below the horizon, where BornAgain transmits a little
+    edges = _extend(rows[first:], margin_z)[margin_z - below :]
+    field = _run(sample, instrument, theta, edges, _extend(columns, margin_y))
+    inner = field[below : len(field) - margin_z, margin_y : field.shape[1] - margin_y]
     scattered[first:] = inner
     return scattered
 
@@ -125,7 +127,10 @@ def _run(sample: SampleConfig, instrument: InstrumentConfig, theta: Array, rows:
     simulation = ba.ScatteringSimulation(beam, _sample(ba, sample, theta), detector)
     simulation.options().setNumberOfThreads(1)
     simulation.options().setUseAvgMaterials(False)
-    return np.asarray(simulation.simulate().intensities())
+    try:
+        return np.asarray(simulation.simulate().intensities())
+    except RuntimeError as error:
+        raise SimulationError("BornAgain", "must be able to compute the sample", f"{error} at {theta}") from None
 
 
 def _layers(sample: SampleConfig, theta: Array) -> Iterator[tuple[float, ...]]:

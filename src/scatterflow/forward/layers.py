@@ -17,7 +17,7 @@ def check_theta(sample: SampleConfig, theta: NDArray[np.float64]) -> None:
     if theta.ndim != 2 or theta.shape[1] != width * len(sample.layers):
         raise SimulationError("parameters", f"must have shape (n, {width * len(sample.layers)})", theta.shape)
     layers = theta.reshape(len(theta), len(sample.layers), width)
-    limits = {"delta": (0, 0.1), "beta": (-1e-300, 0.1), "thickness_nm": (0, np.inf), "roughness_nm": (-1e-300, np.inf)}
+    limits = {"delta": (0, 0.1), "beta": (-1e-300, 0.1), "thickness_nm": (0, np.inf), "roughness_nm": (0, np.inf)}
     limits |= {"hurst": (0, 1), "correlation_length_nm": (0, np.inf)}
     for index, name in enumerate(LAYER_PARAMETERS):
         low, high = limits[name]

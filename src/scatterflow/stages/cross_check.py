@@ -22,7 +22,6 @@ from scatterflow.stages import preprocess
 from scatterflow.study import Study
 
 LOWEST_DEG = 0.05  # exit angle from which the engines are compared
-_REACH_SIGMAS = 5.0  # of the resolution
 OTHER = {"dwba": "bornagain", "bornagain": "dwba"}
 
 
@@ -93,13 +92,9 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
 
 
 def comparable(instrument: InstrumentConfig, view: str) -> NDArray[np.bool_]:
-    """Rows of bins (z,) in which the engines must agree: above 0.05 deg and out of reach of what lies below the horizon.
-
-    BornAgain transmits a little light there and blurs it upwards; a real wafer absorbs it, as engine dwba does.
-    """
-    reach = geometry.horizon_px(instrument) + _REACH_SIGMAS * instrument.resolution_mm / instrument.pixel_mm
+    """Rows of bins (z,) that are compared: next to the horizon BornAgain's own numbers are noisy."""
     lowest = float(geometry.rows_px(instrument, np.radians(LOWEST_DEG)))
-    return np.asarray(geometry.axes(geometry.view(instrument, view)).z[:, 0] >= max(reach, lowest))
+    return np.asarray(geometry.axes(geometry.view(instrument, view)).z[:, 0] >= lowest)
 
 
 def deviation(own: xr.DataArray, reference: xr.DataArray, rows: NDArray[np.bool_]) -> dict[str, Any]:
