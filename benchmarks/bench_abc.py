@@ -17,7 +17,7 @@ from scatterflow.config.baselines import BaselinesConfig
 from scatterflow.prior import Parameter, Prior
 
 LIBRARY, FEATURES, PARAMETERS = 500_000, 359, 18
-TARGET_S = 0.2  # per observation, issue 2; the paper states 45 s (Zhdanov et al. 2022, table 1)
+TARGET_S = 0.2  # per observation; the paper states 45 s (Zhdanov et al. 2022, table 1)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,9 +24,14 @@ PAPER = load_study("config/paper.yaml", "layers12").config
 DEMO = load_study("config/demo.yaml", "multilayer").config
 PIXELS = 1024 * 512
 GPU = torch.cuda.is_available()
-NEEDED = {("bornagain", True): 300, ("flat", True): 150, ("bornagain", False): 50, ("flat", False): 50}  # issue 3
-FRAMES_PER_S = 10_000  # on a GPU, issue 3
-GRADIENT = 5  # times the forward, issue 3
+NEEDED = {
+    ("bornagain", True): 300,
+    ("flat", True): 150,
+    ("bornagain", False): 50,
+    ("flat", False): 50,
+}  # what it must reach
+FRAMES_PER_S = 10_000  # on a GPU
+GRADIENT = 5  # times the forward
 
 
 @pytest.fixture(scope="module", autouse=True)

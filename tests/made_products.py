@@ -40,8 +40,8 @@ class Estimator:
 
 
 ESTIMATORS = {
-    "cvae-maf.image": Estimator("CVAE + flow, image + profile", 1.0),
-    "cvae-maf.profile": Estimator("CVAE + flow, profile only", 1.5),
+    "summary-maf.image": Estimator("CVAE + flow, image + profile", 1.0),
+    "summary-maf.profile": Estimator("CVAE + flow, profile only", 1.5),
     "maf-profile": Estimator("flow on the profile", 1.4),
     "abc-kde": Estimator("ABC rejection + KDE, profile", 2.0, width=0.8, shift=1.2),
     "abc-regression": Estimator("ABC + regression adjustment, profile", 1.8, width=0.6),
@@ -235,12 +235,12 @@ def make_products(folder: Path, study: Study, seed: int = 7) -> None:
         "reconstruction": {
             "mean_absolute_error_rebuilt": mean(rng.normal(0.021, 0.004, N)),
             "mean_absolute_error_mean_image": mean(rng.normal(0.087, 0.01, N)),
-            "model": "cvae-maf",
+            "model": "summary-maf",
         },
         "abc_library": {"n": 3500, "seconds_per_observation": 0.01},
         "cost": {
             stage: {"seconds": s, "core_seconds": 1.9 * s, "max_rss_mb": 400.0 + s}
-            for stage, s in {"simulate": 120.0, "preprocess": 4.2, "train cvae-maf": 95.0, "train maf-profile": 31.0,
+            for stage, s in {"simulate": 120.0, "preprocess": 4.2, "train summary-maf": 95.0, "train maf-profile": 31.0,
                              "baseline": 6.0, "infer": 22.0, "evaluate": 14.0}.items()
         },
         "sensitivity": evaluate.sensitivity(study, theta_of_fisher(study)),

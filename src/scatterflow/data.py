@@ -1,9 +1,15 @@
-"""Features as torch tensors in memory, split by index, in batches whose order depends on seed and epoch only."""
+"""Features as torch tensors, split by index, in batches whose rows depend on seed and epoch only.
+
+Training rows are in memory (`Rows`) or come block by block (`Blocks`): read from the features' store, observed anew from
+stored counts, or simulated anew. Simulations are independent draws, so shuffling within blocks loses nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +19,11 @@ from torch import Tensor
 from scatterflow import seeds
 from scatterflow.errors import BundleError, StoreError
 
+if TYPE_CHECKING:
+    from scatterflow.study import Study
+
 VIEWS = ("profile", "image")
+Loader = Callable[[int, slice], xr.Dataset]  # epoch and rows -> features with `parameters`, in memory
 
 
 @dataclass(frozen=True)
@@ -78,9 +88,53 @@ def split(features: xr.Dataset, role: str) -> xr.Dataset:
     return features.isel(simulation=index)
 
 
+def stored(features: xr.Dataset) -> Loader:
+    """Loader of `features` (with `parameters`) as they are, in memory or lazy: the same in every epoch."""
+    return lambda _, rows: features.isel(simulation=rows).load()
+
+
+def fresh_noise(study: Study, counts: xr.Dataset, seed: int) -> Loader:
+    """Loader of stored expected `counts` (with `parameters`), observed and preprocessed anew in every epoch.
+
+    The noise of simulation `i` depends on (seed, epoch, i) only.
+    """
+
+    def load(epoch: int, rows: slice) -> xr.Dataset:
+        part = counts.isel(simulation=rows).load()
+        noisy = study.observe(part[list(study.views)], seed=seeds.integer(seed, f"noise of epoch {epoch}"))
+        return study.preprocess(noisy).assign(parameters=part["parameters"])
+
+    return load
+
+
+def on_the_fly(study: Study, seed: int) -> Loader:
+    """Loader that draws, simulates, observes and preprocesses; row `i` depends on (seed, epoch, i) only."""
+
+    def load(epoch: int, rows: slice) -> xr.Dataset:
+        own = seeds.integer(seed, f"simulations of epoch {epoch}")
+        theta = study.prior.sample(rows.stop - rows.start, seed=own, start=rows.start)
+        noisy = study.observe(study.simulate(theta), seed=own)
+        return study.preprocess(noisy).assign(parameters=theta)
+
+    return load
+
+
+class Source(Protocol):
+    """Rows to train on, in blocks."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def borders(self) -> list[int]:
+        """Borders of the blocks along the rows: 0, ..., number of rows."""
+
+    def block(self, epoch: int, number: int) -> Rows:
+        """Rows of one block in an epoch."""
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Tensors with the same first dimension, the row."""
+    """Tensors in memory with the same first dimension, the row: one block, the same in every epoch."""
 
     tensors: tuple[Tensor, ...]
 
@@ -91,16 +145,47 @@ class Rows:
         """The tensors' `rows`: a whole batch in one gather."""
         return tuple(tensor[rows] for tensor in self.tensors)
 
+    def borders(self) -> list[int]:
+        """See `Source`."""
+        return [0, len(self)]
+
+    def block(self, epoch: int, number: int) -> Rows:  # noqa: ARG002 - see Source
+        """See `Source`."""
+        return self
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows that are loaded `size` at a time, and made to tensors by `make`."""
+
+    rows: int
+    size: int
+    load: Loader
+    make: Callable[[xr.Dataset], Rows]
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def borders(self) -> list[int]:
+        """See `Source`."""
+        return [*range(0, self.rows, self.size), self.rows]
+
+    def block(self, epoch: int, number: int) -> Rows:
+        """See `Source`."""
+        return self.make(self.load(epoch, slice(*self.borders()[number : number + 2])))
+
 
 @dataclass(frozen=True)
 class Batches:
     """Batches of one epoch.
 
     Shuffled (with a seed), the order depends on (seed, epoch) only, so a resumed training sees what an undisturbed one
-    would have seen; the incomplete last batch is left out. Each of `world` processes gets every `world`-th row.
+    would have seen: blocks in random order, rows in random order within a block, what is left of a block before the next.
+    The incomplete last batch is left out. Each of `world` processes gets every `world`-th row of a block. A thread loads
+    the next block meanwhile: memory holds two blocks and a batch.
     """
 
-    rows: Rows
+    rows: Source
     size: int
     epoch: Callable[[], int]
     seed: int | None = None
@@ -108,21 +193,47 @@ class Batches:
     world: int = 1
 
     def __len__(self) -> int:
-        share = self._share()
+        share = sum(self._share(int(rows)) for rows in np.diff(self.rows.borders()))
         size = min(self.size, share)
         return share // size if self.seed is not None else -(-share // size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        order = torch.arange(len(self.rows))
+        epoch, blocks = self.epoch(), len(self.rows.borders()) - 1
+        generator = torch.Generator()
         if self.seed is not None:
-            generator = torch.Generator().manual_seed(seeds.integer(self.seed, f"order of epoch {self.epoch()}"))
-            order = torch.randperm(len(self.rows), generator=generator)
-        own = order[self.rank :: self.world][: self._share()]
-        size = min(self.size, len(own))
-        for step in range(len(self)):
-            yield self.rows.take(own[step * size : (step + 1) * size])
+            generator.manual_seed(seeds.integer(self.seed, f"order of epoch {epoch}"))
+        order = range(blocks) if self.seed is None else torch.randperm(blocks, generator=generator).tolist()
+        size = min(self.size, sum(self._share(int(rows)) for rows in np.diff(self.rows.borders())))
+        left: tuple[Tensor, ...] = ()  # rows of earlier blocks that did not fill a batch
+        for block in self._blocks(epoch, order):
+            own = torch.arange(len(block))
+            if self.seed is not None:
+                own = torch.randperm(len(block), generator=generator)
+            own = own[self.rank :: self.world][: self._share(len(block))]
+            start = 0
+            while (missing := size - (len(left[0]) if left else 0)) <= len(own) - start:
+                batch = block.take(own[start : start + missing])
+                yield tuple(map(torch.cat, zip(left, batch, strict=True))) if left else batch
+                start, left = start + missing, ()
+            if start < len(own):
+                rest = block.take(own[start:])
+                left = tuple(map(torch.cat, zip(left, rest, strict=True))) if left else rest
+        if left and self.seed is None:
+            yield left
 
-    def _share(self) -> int:
-        """Rows of this process: the same number for all while training, each row once while validating."""
-        rows = len(self.rows)
+    def _blocks(self, epoch: int, order: Sequence[int]) -> Iterator[Rows]:
+        """The blocks in this order; the next one is loaded while the last is used."""
+        if len(order) == 1:
+            yield self.rows.block(epoch, order[0])
+            return
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
+            ahead = pool.submit(self.rows.block, epoch, order[0])
+            for number in [*order[1:], None]:
+                block = ahead.result()
+                if number is not None:
+                    ahead = pool.submit(self.rows.block, epoch, number)
+                yield block
+
+    def _share(self, rows: int) -> int:
+        """This process's rows of a block: the same number for all while training, each row once while validating."""
         return rows // self.world if self.seed is not None else -(-(rows - self.rank) // self.world)

@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import logging
+import math
 import pickle
 import time
 import warnings
@@ -30,12 +31,13 @@ from torch import Tensor, nn
 
 from scatterflow import files, seeds
 from scatterflow.config.training import PhaseConfig, TrainingConfig
-from scatterflow.data import Batches, Rows
+from scatterflow.data import Batches, Source
 from scatterflow.errors import ScatterflowError, StoreError
 from scatterflow.progress import Advance, Tracker, duration, quiet, say, track
 from scatterflow.provenance import digest
 
 _VALIDATION_ROWS = 256  # rows per validation step: bounds memory, changes nothing
+_WARM_UP = 100  # steps over which the learning rate of the cosine schedule rises
 Stop = Literal["epochs", "patience", "budget"]
 
 
@@ -86,8 +88,8 @@ class History:
 
 def fit(
     module: nn.Module,
-    train: Rows,
-    validation: Rows,
+    train: Source,
+    validation: Source,
     phase: PhaseConfig,
     run: TrainingConfig,
     folder: Path,
@@ -182,7 +184,7 @@ def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
 class _Loop(LightningModule):
     """Lightning's view of a task."""
 
-    def __init__(self, module: nn.Module, train: Rows, validation: Rows, phase: PhaseConfig, seed: int) -> None:
+    def __init__(self, module: nn.Module, train: Source, validation: Source, phase: PhaseConfig, seed: int) -> None:
         super().__init__()
         self.module, self.train_rows, self.validation_rows = module, train, validation
         self.phase, self.seed = phase, seed
@@ -256,12 +258,23 @@ class _Keeper(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
         phase = self.phase
-        done = trainer.current_epoch / phase.epochs
-        if phase.budget_s is not None:  # where the budget ends first, decay with it
-            done = max(done, min(1.0, self._longest(trainer) / phase.budget_s))
-        rate = phase.learning_rate * phase.decay_factor ** int(done * phase.epochs / phase.decay_every + 1e-9)
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+        if phase.schedule == "steps":
+            done = self._done(trainer, trainer.current_epoch)
+            rate = phase.learning_rate * phase.decay_factor ** int(done * phase.epochs / phase.decay_every + 1e-9)
+            _set_rate(trainer, rate)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
+        if self.phase.schedule == "cosine":
+            rising = min(1.0, (trainer.global_step + 1) / _WARM_UP)
+            done = self._done(trainer, trainer.current_epoch + batch_idx / trainer.num_training_batches)
+            _set_rate(trainer, self.phase.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def _done(self, trainer: Trainer, epochs: float) -> float:
+        """Share of the phase that is done; where the budget ends first, of the budget."""
+        done = epochs / self.phase.epochs
+        if self.phase.budget_s is not None:
+            done = max(done, min(1.0, self._longest(trainer) / self.phase.budget_s))
+        return done
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self.advance(1)
@@ -329,6 +342,11 @@ class _Keeper(Callback):
             write_history(self.checkpoint.with_name("history.csv"), [*self.earlier, *self.epochs])
 
 
+def _set_rate(trainer: Trainer, rate: float) -> None:
+    for group in trainer.optimizers[0].param_groups:
+        group["lr"] = rate
+
+
 def _read(checkpoint: Path) -> dict[str, Any] | None:
     """The keeper's state in a checkpoint; None where there is no checkpoint. Nothing in it is executed."""
     if not checkpoint.exists():
@@ -362,6 +380,8 @@ def _quiet_torch(threads: int) -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         # a CPU beside an idle GPU is the configuration's choice
         warnings.filterwarnings("ignore", message="GPU available but not used")
+        # in a Slurm job, too, this process is the only rank that trains, see LightningEnvironment above
+        warnings.filterwarnings("ignore", message="The `srun` command is available")
         # Lightning 2.6 calls what torch 2.13 is going to remove
         warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
         stack.callback(torch.set_num_threads, before)

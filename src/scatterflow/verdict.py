@@ -26,7 +26,6 @@ from scatterflow.study import Study
 
 Array = NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-_ROWS = 10_000  # of the training rows, for the feature score: more change nothing and cost memory
 _COMPONENTS = 24  # principal components of the features; the rest counts as noise
 _SMALLEST_SD = 1e-4  # features that vary less than this (a scale of 0 to 1) say nothing
 
@@ -85,7 +84,7 @@ def score_from_arrays(arrays: dict[str, NDArray[np.float32]]) -> FeatureScore:
 
 def fit_features(features: xr.Dataset, seed: int) -> FeatureScore:
     """Fit the feature score to training features (profile, image and their masks)."""
-    values, mask = _vectors(features.isel(simulation=slice(0, _ROWS)))
+    values, mask = _vectors(features)
     count = np.maximum(mask.sum(axis=0), 1)
     mean = np.where(mask, values, 0.0).sum(axis=0) / count
     sd = np.sqrt(np.where(mask, (values - mean) ** 2, 0.0).sum(axis=0) / count)

@@ -5,14 +5,15 @@ import pytest
 import torch
 import xarray as xr
 from pydantic import TypeAdapter, ValidationError
+from scipy.stats import norm
 
 from scatterflow.config.model import CvaeConfig, EncoderConfig, ModelConfig
-from scatterflow.data import Inputs, split
+from scatterflow.data import Inputs, split, to_tensors
 from scatterflow.errors import BundleError, ConfigError, StoreError
 from scatterflow.models.cvae import Cvae
 from scatterflow.models.encoder import Encoder
-from scatterflow.models.estimator import Estimator
-from scatterflow.models.fitting import prior_share
+from scatterflow.models.estimator import Estimator, modes
+from scatterflow.models.fitting import fit_modes, mixture_shares
 from scatterflow.models.networks import Networks
 from scatterflow.models.posterior import ModeFit
 from scatterflow.prior import Parameter, Prior
@@ -25,7 +26,11 @@ PRIOR = Prior(
     )
 )
 POINTS, SHAPE, ROWS = 20, (13, 6), 30
-KINDS = {"cvae-maf": ("image+profile", "profile"), "maf-profile": ("profile",)}
+KINDS = {
+    "cvae-maf": ("image+profile", "profile"),
+    "summary-maf": ("image+profile", "profile"),
+    "maf-profile": ("profile",),
+}
 
 
 def features(n: int = ROWS, seed: int = 0) -> xr.Dataset:
@@ -48,6 +53,9 @@ def config_of(kind: str, **flow) -> ModelConfig:
     content = {"kind": kind, "flow": small}
     if kind == "cvae-maf":
         content["cvae"] = {"channels": [4, 6], "latent": 2, "encoder": {"hidden": 8, "outputs": 6}}
+    if kind == "summary-maf":
+        small.pop("encoder")
+        content["summary"] = {"profile_components": 8, "image_components": 10, "hidden": 8, "outputs": 6}
     return TypeAdapter(ModelConfig).validate_python(content)
 
 
@@ -56,6 +64,8 @@ def estimator_of(kind: str, spread: float = 0.3, **flow) -> Estimator:
     torch.manual_seed(3)
     config = config_of(kind, **flow)
     networks = Networks(config, Inputs(POINTS, SHAPE), len(PRIOR.names)).eval().requires_grad_(False)
+    if kind == "summary-maf":
+        networks.fit_scaling(to_tensors(features(200, seed=8)))
     for weight in networks.parameters():
         weight += spread * torch.randn_like(weight) / np.sqrt(max(weight.shape))
     fits = {mode: ModeFit(draws=16 if kind == "cvae-maf" else 1, prior_share=0.1) for mode in KINDS[kind]}
@@ -123,9 +133,9 @@ def test_no_density_and_no_gain_outside_the_support(estimator):
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_density_is_that_of_the_samples(kind, share):
-    """E_q[f / q] = 1 for the prior f: samples and density belong together, mixture over z and prior's share included."""
+    """E_q[f / q] = 1 for the prior f: samples and density belong together: mixture over z, widening, prior's share."""
     base = estimator_of(kind, spread=0.5)
-    fits = {mode: ModeFit(draws=512, prior_share=share) for mode in base.modes}
+    fits = {mode: ModeFit(draws=512, widths=(0.9, 1.2), shares=(0.7, 0.3), prior_share=share) for mode in base.modes}
     estimator = Estimator(base.config, base.prior, base.inputs, base.networks, fits)
     for mode in estimator.modes:
         posterior = estimator.posterior(features(2), mode)
@@ -146,8 +156,9 @@ def test_the_prior_bounds_the_density_from_below():
     assert without.posterior(features()).information_gain(theta).values.min() < np.log(0.1)
 
 
-def test_the_profile_mode_does_not_see_the_image():
-    estimator = estimator_of("cvae-maf")
+@pytest.mark.parametrize("kind", ["cvae-maf", "summary-maf"])
+def test_the_profile_mode_does_not_see_the_image(kind):
+    estimator = estimator_of(kind)
     other = features().assign(image=features(seed=9)["image"])
     theta = PRIOR.sample(ROWS, seed=2)
     same = [estimator.posterior(each, "profile").log_prob(theta).values for each in (features(), other)]
@@ -169,6 +180,67 @@ def test_masked_image_bins_have_no_influence():
         torch.manual_seed(0)
         losses.append(cvae.loss(condition, each, mask)[0])
     torch.testing.assert_close(*losses)
+
+
+def test_a_withheld_image_and_masked_bins_have_no_influence_on_the_summary():
+    networks = estimator_of("summary-maf").networks
+    told = to_tensors(features())
+    profile, image = (told.profile, told.valid_profile), (told.image, told.valid_image)
+    changed = torch.where(told.valid_image, told.image, torch.tensor(7.0))
+    seen = networks.encoder(*profile, *image)
+    torch.testing.assert_close(networks.encoder(*profile, changed, told.valid_image), seen)
+    given = torch.arange(ROWS) % 2 == 0
+    mixed = networks.encoder(*profile, *image, given)
+    torch.testing.assert_close(mixed[given], seen[given])
+    torch.testing.assert_close(mixed[~given], networks.encoder(*profile)[~given])
+    assert float((seen - networks.encoder(*profile)).abs().min()) > 0
+
+
+def test_without_withheld_images_the_profile_alone_is_no_mode():
+    config = config_of("summary-maf")
+    always = config.model_copy(update={"summary": config.summary.model_copy(update={"withheld": 0.0})})
+    assert modes(config) == ("image+profile", "profile")
+    assert modes(always) == ("image+profile",)
+
+
+def test_a_mixture_as_base_keeps_the_density_exact():
+    """A flow that is the prior, with a base of two widths: each parameter has their mean variance."""
+    widths, shares = np.array([0.8, 2.0]), np.array([0.75, 0.25])
+    plain = estimator_of("maf-profile", spread=0.0)
+    fit = ModeFit(widths=tuple(widths), shares=tuple(shares))
+    posterior = Estimator(plain.config, PRIOR, plain.inputs, plain.networks, {"profile": fit}).posterior(features())
+    theta = PRIOR.sample(ROWS, seed=2)
+    normal = PRIOR.to_normal(theta)
+    each = norm.logpdf(normal[..., None], scale=widths).sum(axis=1)
+    expected = np.log((shares * np.exp(each)).sum(axis=1)) - norm.logpdf(normal).sum(axis=1)
+    np.testing.assert_allclose(posterior.information_gain(theta), expected, atol=1e-4)
+    found = PRIOR.to_normal(posterior.sample(4000)).var()
+    assert found == pytest.approx((shares * widths**2).sum(), rel=0.02)
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.6])
+def test_recalibration_finds_a_width_that_is_wrong(factor):
+    """The parameters come from the flow that is the prior, but its base is told to be 1 / factor as wide."""
+    estimator = estimator_of("maf-profile", spread=0.0, mix_prior=False)
+    estimator.networks.flow.base._context_encoder.bias[3:] -= float(np.log(factor))
+    rows = features(2000).assign(parameters=PRIOR.sample(2000, seed=4))
+    fit = fit_modes(estimator, rows, log=lambda _: None)["profile"]
+    assert fit.mean_width == pytest.approx(factor, rel=0.05)
+    assert fit.gain == pytest.approx(0, abs=5e-3)
+
+
+def test_recalibration_finds_heavy_tails():
+    """One parameter vector in four is twice as far out as the flow believes: the log density it gains is the exact one."""
+    estimator = estimator_of("maf-profile", spread=0.0)
+    rows, rng = 4000, np.random.default_rng(0)
+    scale = np.where(rng.random(rows) < 0.25, 2.0, 1.0)
+    normal = (scale[:, None] * rng.standard_normal((rows, 3))).clip(-5, 5)
+    told = features(rows).assign(parameters=PRIOR.dataarray(PRIOR.from_normal(normal)))
+    fit = fit_modes(estimator, told, log=lambda _: None)["profile"]
+    each = norm.logpdf(normal[..., None], scale=[1.0, 2.0]).sum(axis=1)
+    exact = np.log((np.array([0.75, 0.25]) * np.exp(each)).sum(axis=1)) - norm.logpdf(normal).sum(axis=1)
+    assert fit.gain == pytest.approx(exact.mean(), abs=0.02)
+    assert exact.mean() > 0.1, "or there is nothing to find"
 
 
 def test_cvae_loss_is_the_negative_evidence_lower_bound():
@@ -273,7 +345,7 @@ def test_split():
         split(features(), "train")
 
 
-def test_prior_share_is_the_best_one():
+def test_mixture_shares_are_the_best_ones():
     rng = np.random.default_rng(0)
     gain = rng.normal(2, 1, 300)
     gain[:15] = -20  # an estimator that is sure and wrong now and then
@@ -281,9 +353,9 @@ def test_prior_share_is_the_best_one():
     def score(share):
         return np.logaddexp(np.log1p(-share) + gain, np.log(share)).mean()
 
-    best = prior_share(gain)
-    assert score(best) >= max(score(share) for share in np.linspace(0.001, 0.5, 500)) - 1e-6
-    assert prior_share(np.full(100, 3.0)) == pytest.approx(1 / 200)
+    best = mixture_shares(np.stack([gain, np.zeros(300)], axis=1))
+    assert best.sum() == pytest.approx(1)
+    assert score(best[1]) >= max(score(share) for share in np.linspace(0.001, 0.5, 500)) - 1e-6
 
 
 @pytest.mark.parametrize(
@@ -295,6 +367,9 @@ def test_prior_share_is_the_best_one():
         ({"kind": "maf-profile", "flow": {"dropout": 1.0}}, "dropout"),
         ({"kind": "maf-profile", "training": {"flow": {"budget_s": 0}}}, "budget_s"),
         ({"kind": "cvae-maf", "cvae": {"channels": []}}, "channels"),
+        ({"kind": "summary-maf", "flow": {"encoder": {}}}, "encoder"),
+        ({"kind": "summary-maf", "summary": {"withheld": 1.0}}, "withheld"),
+        ({"kind": "maf-profile", "training": {"data": "fresh"}}, "data"),
     ],
 )
 def test_wrong_configuration_is_refused(change, where):

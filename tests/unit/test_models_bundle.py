@@ -33,6 +33,13 @@ MODELS = {
         "flow": {"hidden": 12, "transforms": 2, "encoder": ENCODER},
         "training": {"mode": "joint", "flow": PHASE},
     },
+    "summary": {
+        "kind": "summary-maf",
+        "summary": {"profile_components": 4, "image_components": 6, "hidden": 12, "outputs": 6},
+        "cvae": {"channels": [4, 6], "latent": 2, "encoder": ENCODER},
+        "flow": {"hidden": 12, "transforms": 2},
+        "training": {"cvae": PHASE, "flow": PHASE},
+    },
     "control": {
         "kind": "maf-profile",
         "flow": {"hidden": 12, "transforms": 2, "encoder": ENCODER},
@@ -135,7 +142,8 @@ def test_round_trip(trained, rows, tmp_path):
 
 def test_phases_and_card_tell_how_it_was_trained(trained):
     names = [phase["phase"] for phase in trained.training["phases"]]
-    assert names == {"cvae-maf": ["cvae", "flow"], "joint": ["joint"], "control": ["flow"]}[trained.name]
+    phases = {"cvae-maf": ["cvae", "flow"], "joint": ["joint"], "summary": ["cvae", "summary"], "control": ["flow"]}
+    assert names == phases[trained.name]
     assert trained.training["rows"] == {"train": 80, "validation": 40}
     if trained.work is not None and trained.work.exists():
         table = (trained.work / "history.csv").read_text().splitlines()

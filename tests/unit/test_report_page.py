@@ -113,7 +113,7 @@ def test_verdict_comes_first_and_says_what_does_not_work(made: tuple[Path, RunCo
     first = page.text.index("can be trusted")
     assert first < page.text.index("Which estimator")
     metrics = json.loads((made[0] / STUDY / "evaluate" / "metrics.json").read_text())
-    gain = metrics["estimators"]["cvae-maf.image"]["information_gain"]["mean"]
+    gain = metrics["estimators"]["summary-maf.image"]["information_gain"]["mean"]
     assert f"{gain:.2f}" in page.text
     failing = [entry["label"] for entry in metrics["estimators"].values() if not entry["works"]]
     assert failing
@@ -243,8 +243,8 @@ def test_damaged_metrics_are_an_error_that_names_the_field(numbers_only: Path, c
         ("evaluate/metrics.json", b"{"),
         ("evaluate/arrays.nc", b"\x89HDF\r\n\x1a\n" + bytes(100)),
         ("evaluate/arrays.nc", b""),
-        ("models/cvae-maf/history.csv", b""),
-        ("models/cvae-maf/history.csv", b"a,b\n1,2\n"),
+        ("models/summary-maf/history.csv", b""),
+        ("models/summary-maf/history.csv", b"a,b\n1,2\n"),
         ("simulate/manifest.json", b"no json"),
         ("infer/frames.json", b'[{"file": 3}]'),
     ],
@@ -326,9 +326,9 @@ def test_frames_that_cannot_be_judged_are_said_so(numbers_only: Path) -> None:
 
 
 def test_training_time_adds_up_over_phases(made: tuple[Path, RunConfig], page: Page) -> None:
-    history = pd.read_csv(made[0] / STUDY / "models" / "cvae-maf" / "history.csv")
+    history = pd.read_csv(made[0] / STUDY / "models" / "summary-maf" / "history.csv")
     total = history.groupby("phase")["seconds"].max().sum()
-    assert f"cvae-maf: {len(history)} epochs in phases cvae, flow, {numbers.seconds(total)};" in page.text
+    assert f"summary-maf: {len(history)} epochs in phases cvae, flow, {numbers.seconds(total)};" in page.text
 
 
 def test_cost_is_what_snakemake_measured_in_the_order_of_the_stages(numbers_only: Path) -> None:
@@ -338,13 +338,15 @@ def test_cost_is_what_snakemake_measured_in_the_order_of_the_stages(numbers_only
     for name, wall, memory, cpu in (
         ("evaluate_study", "12.5", "300.1", "20.25"),
         ("simulate_study", "61.0", "900.0", "118.0"),
-        ("train_model.cvae-maf", "0.4", "NA", "-"),
+        ("train_model.summary-maf", "0.4", "NA", "-"),
     ):
         (folder / f"{name}.tsv").write_text(f"{header}{wall}\t0:00:01\t{memory}\t1\t1\t1\t0\t0\t99\t{cpu}\n")
     found = Page(report.run(run_config(), numbers_only).read_text(encoding="utf-8"))
     table = found.text[found.text.index("Cost per stage") :]
-    places = [table.index(name) for name in ("simulate study", "train model cvae-maf", "evaluate study", "all stages")]
+    places = [
+        table.index(name) for name in ("simulate study", "train model summary-maf", "evaluate study", "all stages")
+    ]
     assert places == sorted(places)
     cost = json.loads((numbers_only / "metrics.json").read_text())["studies"][STUDY]["cost"]
     assert cost["evaluate_study"] == {"seconds": 12.5, "core_seconds": 20.25, "max_rss_mb": 300.1}
-    assert cost["train_model.cvae-maf"] == {"seconds": 0.4, "core_seconds": None, "max_rss_mb": None}
+    assert cost["train_model.summary-maf"] == {"seconds": 0.4, "core_seconds": None, "max_rss_mb": None}

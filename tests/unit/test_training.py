@@ -153,6 +153,17 @@ def test_learning_rate_decays_with_the_budget_where_it_is_short(tmp_path):
     assert rates == sorted(rates, reverse=True)
 
 
+def test_cosine_schedule_rises_and_falls_to_nothing(tmp_path):
+    _, history = train(tmp_path, schedule="cosine")
+    rates = [epoch.lr for epoch in history.epochs]  # of the last step of each epoch
+    steps = ROWS // 16
+    expected = [0.5e-3 * (1 + np.cos(np.pi * (epoch + 1 - 1 / steps) / EPOCHS)) for epoch in range(EPOCHS)]
+    np.testing.assert_allclose(rates, expected)
+    assert steps > 100, "the rise must be over in the first epoch"
+    assert rates[-1] < 1e-6
+    assert history.best_loss < 0.6 * float(data()[1].tensors[1].var())
+
+
 def test_a_loss_that_is_not_finite_is_an_error(tmp_path):
     with pytest.raises(ScatterflowError, match="loss of toy in epoch 1 must be finite"):
         train(tmp_path, learning_rate=0.99, gradient_norm=1e30, weight_decay=1e25)

@@ -120,7 +120,7 @@ def in_the_finished_run(text: str) -> str:
     return (
         text.replace("config/demo.yaml", "tiny.yaml")
         .replace("results/demo/", "results/tiny/")
-        .replace("models/cvae-maf", "models/joint")
+        .replace("models/summary-maf", "models/joint")
     )
 
 

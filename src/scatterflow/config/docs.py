@@ -44,7 +44,7 @@ out. `<view>`, `<material>`, `<model>` stand for names that you choose. Names en
 or, for every study that the command works on, without:
 
 ```
-.venv/bin/scatterflow train --set models.cvae-maf.training.flow.batch_size=64
+.venv/bin/scatterflow train --set models.summary-maf.training.flow.batch_size=64
 .venv/bin/scatterflow simulate --set seed=7 --set studies.multilayer.simulate.simulations=8000
 ```
 

@@ -1,4 +1,4 @@
-"""What is learnt: a conditional variational auto-encoder with a flow, or a flow on the profile alone."""
+"""What is learnt: a flow, with a conditional variational auto-encoder, a summary network, or on the profile alone."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CvaeConfig(Section):
     )  # fmt: skip
 
 
-class FlowConfig(Section):
+class MafConfig(Section):
     """Conditional masked autoregressive flow in the normal coordinate; it starts as the exact prior."""
 
     family: Literal["maf"] = option("maf", help="masked autoregressive flow of the nflows library", source=A1)
@@ -59,13 +59,24 @@ class FlowConfig(Section):
     layers: int = option(2, ge=1, help="residual layers of each transform", source=A1)
     dropout: float = option(0.0, ge=0, lt=1, help="share of the hidden units that is dropped while training")
     permutation: Literal["random", "reverse"] = option("random", help="order of the parameters between transforms")
-    encoder: EncoderConfig = option(EncoderConfig(), help="encoder of the flow's condition", source=A1)
+    recalibrate: bool = option(
+        True,
+        help="replace the flow's normal base distribution by a mixture of wider and narrower ones, with the shares that "
+        "are best on the validation rows; they are stored with the model, and the density stays exact",
+        source="scale mixture, Andrews & Mallows 1974, doi:10.1111/j.2517-6161.1974.tb00989.x",
+    )
     mix_prior: bool = option(
         True,
         help="mix the prior into the posterior, with the share that is best on the validation rows: no density is far "
         "below the prior's, however wrong the flow is (a defensive mixture)",
         source="Hesterberg 1995, doi:10.1080/00401706.1995.10484303",
     )
+
+
+class FlowConfig(MafConfig):
+    """The same, with the encoder of its condition."""
+
+    encoder: EncoderConfig = option(EncoderConfig(), help="encoder of the flow's condition", source=A1)
 
 
 class CvaeMafConfig(Section):
@@ -77,6 +88,37 @@ class CvaeMafConfig(Section):
     training: TrainingConfig = option(TrainingConfig(), help="how it is trained")
 
 
+class SummaryConfig(Section):
+    """Summary network: a residual perceptron on principal components of profile and image, trained with the flow."""
+
+    profile_components: int = option(
+        24, ge=1, help="principal components of the training profiles, whitened, that it sees; more are counting noise"
+    )
+    image_components: int = option(48, ge=1, help="the same of the training images")
+    hidden: int = option(256, ge=1, help="hidden units")
+    blocks: int = option(2, ge=0, help="residual blocks of two layers each", source="arXiv 1603.05027")
+    outputs: int = option(96, ge=1, help="numbers that describe an observation (the context)")
+    dropout: float = option(0.0, ge=0, lt=1, help="share of the hidden units that is dropped while training")
+    withheld: float = option(
+        0.5,
+        ge=0,
+        lt=1,
+        help="share of the training rows whose image is withheld, so that the same network answers with the profile alone",
+    )
+
+
+class SummaryMafConfig(Section):
+    """Flow p(parameters | summary), the summary network being trained with it: image and profile, or the profile alone."""
+
+    kind: Literal["summary-maf"] = option("summary-maf", help="what is trained")
+    summary: SummaryConfig = option(SummaryConfig(), help="summary network")
+    cvae: CvaeConfig | None = option(
+        None, help="also train a variational auto-encoder that rebuilds images from profiles; the flow does not use it"
+    )
+    flow: MafConfig = option(MafConfig(), help="conditional flow")
+    training: TrainingConfig = option(TrainingConfig(), help="how it is trained")
+
+
 class MafProfileConfig(Section):
     """Flow p(parameters | profile) without latent variables: the control of the profile-only mode."""
 
@@ -85,4 +127,4 @@ class MafProfileConfig(Section):
     training: TrainingConfig = option(TrainingConfig(), help="how it is trained")
 
 
-ModelConfig = Annotated[CvaeMafConfig | MafProfileConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[CvaeMafConfig | SummaryMafConfig | MafProfileConfig, Field(discriminator="kind")]

@@ -18,6 +18,12 @@ class PhaseConfig(Section):
         30, ge=1, help="epochs after which the learning rate is multiplied by `decay_factor`", source=A2
     )
     decay_factor: float = option(0.1, gt=0, le=1, help="factor of the learning rate's decay", source=A2)
+    schedule: Literal["steps", "cosine"] = option(
+        "steps",
+        help="steps: the learning rate decays by `decay_every` and `decay_factor`; cosine: it rises over 100 steps and "
+        "falls to 0 with half a cosine over all epochs, or over the time budget where that ends first",
+        source=A2 + "; cosine: arXiv 1608.03983",
+    )
     weight_decay: float = option(
         1e-2, ge=0, help="decoupled weight decay of AdamW, on weights but not on biases; few simulations want 1", source=A2
     )  # fmt: skip
@@ -45,7 +51,7 @@ class CvaePhaseConfig(PhaseConfig):
 
 
 class TrainingConfig(Section):
-    """Order of the optimisations and the hardware that they use."""
+    """Order of the optimisations, the data that they see and the hardware that they use."""
 
     mode: Literal["separate", "joint"] = option(
         "separate",
@@ -55,6 +61,18 @@ class TrainingConfig(Section):
     )
     cvae: CvaePhaseConfig = option(CvaePhaseConfig(), help="training of the variational auto-encoder", source=A2)
     flow: PhaseConfig = option(PhaseConfig(), help="training of the flow, and joint training", source=A2)
+    data: Literal["resident", "stream", "fresh_noise", "on_the_fly"] = option(
+        "resident",
+        help="resident: the features of all training rows in memory; stream: read from the features' store in every "
+        "epoch; fresh_noise: the stored expected counts with counting noise drawn anew in every epoch; on_the_fly: "
+        "simulations drawn anew in every epoch, too, as many as there are training rows",
+    )
+    block: int = option(
+        5000,
+        ge=2,
+        help="rows that are read or made at a time, unless resident; memory holds three blocks at most (the one in use, "
+        "the one that is being made and the rest of the one before), and rows are shuffled within a block",
+    )
     accelerator: Literal["auto", "cpu", "gpu"] = option(
         "auto", help="processor that trains; auto: a GPU if there is one"
     )

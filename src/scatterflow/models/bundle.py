@@ -96,7 +96,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         config: ModelConfig = TypeAdapter[ModelConfig](ModelConfig).validate_python(content["model"])
         inputs = Inputs(int(content["inputs"]["points"]), _pair(content["inputs"]["image_shape"]))
         prior = prior_from_spec(content["prior"])
-        fits = {str(mode): ModeFit(**fit) for mode, fit in content["modes"].items()}
+        fits = {str(mode): _fit(fit) for mode, fit in content["modes"].items()}
         networks = Networks(config, inputs, len(prior.names))
         meta = dict(content["meta"])
     except (KeyError, TypeError, ValueError, AttributeError, ValidationError, ConfigError) as error:
@@ -141,6 +141,14 @@ def _read_weights(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
         return dict(load_safetensors(data))
     except SafetensorError as error:
         raise BundleError(f"{path}", "must be a safetensors file", error, _AGAIN) from None
+
+
+def _fit(told: Mapping[str, Any]) -> ModeFit:
+    """What validation rows fixed for a mode. Raises ValueError or TypeError where it makes no sense."""
+    widths, shares = (tuple(map(float, told[name])) for name in ("widths", "shares"))
+    if len(widths) != len(shares) or not widths or min(*widths, *shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError("widths and shares of the base must be positive, the shares with sum 1")
+    return ModeFit(**{**told, "widths": widths, "shares": shares})
 
 
 def _pair(values: Any) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from scatterflow.config.model import EncoderConfig
 
-_ROWS = 20_000  # rows that fix the scaling: more change nothing
+ROWS = 20_000  # rows that fix the scaling: more change nothing
 _SMALLEST_SD = 1e-4  # a point that varies less (profiles lie in [0, 1]) is not blown up
 
 
@@ -35,14 +35,11 @@ class Encoder(nn.Module):
 
     def fit_scaling(self, profile: Tensor) -> None:
         """Fix the scaling from training profiles (simulation, point)."""
-        rows = profile[:_ROWS].double()
-        mean, sd = rows.mean(dim=0), rows.std(dim=0).clamp(min=_SMALLEST_SD)
-        projection = torch.diag(1 / sd)
-        if self.components is not None:
-            variance, axes = torch.linalg.eigh(torch.cov(((rows - mean) / sd).T))
-            kept = self.projection.shape[1]
-            scale = variance.flip(0)[:kept].clamp(min=1e-6 * float(variance[-1])).sqrt()
-            projection = projection @ axes.flip(1)[:, :kept] / scale
+        if self.components is None:
+            rows = profile[:ROWS].double()
+            mean, projection = rows.mean(dim=0), torch.diag(1 / rows.std(dim=0).clamp(min=_SMALLEST_SD))
+        else:
+            mean, projection = principal_components(profile, self.projection.shape[1])
         self.mean.copy_(mean)
         self.projection.copy_(projection)
 
@@ -59,3 +56,12 @@ class Encoder(nn.Module):
         """(..., output) from a described profile (..., hidden) and extra (..., number), broadcast."""
         hidden = described if self.extra is None else described + self.extra(extra)
         return self.last(hidden)  # type: ignore[no-any-return] # nn.Module
+
+
+def principal_components(values: Tensor, kept: int) -> tuple[Tensor, Tensor]:
+    """Mean (number,) of `values` (row, number) and projection (number, kept) on whitened components of the rest."""
+    rows = values[:ROWS]
+    mean, sd = rows.double().mean(dim=0), rows.double().std(dim=0).clamp(min=_SMALLEST_SD)
+    variance, axes = torch.linalg.eigh(torch.cov(((rows - mean) / sd).T))
+    scale = variance.flip(0)[:kept].clamp(min=1e-6 * float(variance[-1])).sqrt()
+    return mean, axes.flip(1)[:, :kept] / sd[:, None] / scale

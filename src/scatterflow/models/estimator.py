@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from scatterflow import seeds
-from scatterflow.config.model import CvaeMafConfig, ModelConfig
+from scatterflow.config.model import MafProfileConfig, ModelConfig, SummaryMafConfig
 from scatterflow.data import Inputs, to_tensors
 from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models import fastflow
@@ -58,20 +58,13 @@ class Estimator:
         if chosen not in self.modes:
             raise ConfigError("inference mode", f"must be one of {list(self.modes)}", chosen)
         tensors = to_tensors(features, self.inputs)
+        fit = self.fits.get(chosen, ModeFit())
         with torch.inference_mode():
-            described = self.networks.encoder.describe(tensors.profile, tensors.valid_profile)
-            mean, sd = self.networks.encode(tensors) if chosen == WITH_IMAGE else (None, None)
-        return Posterior(
-            self.prior,
-            self.networks.encoder,
-            self.fast,
-            described,
-            mean,
-            sd,
-            self.networks.latent,
-            chosen,
-            self.fits.get(chosen, ModeFit()),
-        )
+            described = self.networks.describe(tensors, image=chosen == WITH_IMAGE)
+            mean, sd = self.networks.encode(tensors) if chosen == WITH_IMAGE and self.networks.latent else (None, None)
+        flow = fastflow.widened(self.fast, fit.widths, fit.shares)
+        latent = self.networks.latent
+        return Posterior(self.prior, self.networks.encoder, flow, described, mean, sd, latent, chosen, fit)
 
     def predict(self, features: xr.Dataset, mode: str | None = None, n: int = 500, seed: int = 0) -> xr.Dataset:
         """Posterior median `<name>` and standard deviation `<name>_sd` of every parameter, (observation,)."""
@@ -130,6 +123,8 @@ class Estimator:
         return {
             "draws": fit.draws,
             "draws_change": fit.change,
+            "widths": list(fit.widths),
+            "width_shares": list(fit.shares),
             "prior_share": fit.prior_share,
             "validation_gain": fit.gain,
             "validation_gain_se": fit.gain_se,
@@ -138,4 +133,8 @@ class Estimator:
 
 def modes(config: ModelConfig) -> tuple[str, ...]:
     """Modes of a model of this configuration, the default first."""
-    return (WITH_IMAGE, PROFILE) if isinstance(config, CvaeMafConfig) else (PROFILE,)
+    if isinstance(config, MafProfileConfig):
+        return (PROFILE,)
+    if isinstance(config, SummaryMafConfig) and not config.summary.withheld:
+        return (WITH_IMAGE,)  # the profile alone was never asked for
+    return (WITH_IMAGE, PROFILE)

@@ -9,7 +9,8 @@ fraction of torch's and each step is small; arrays are (unit, row), so that the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,8 @@ class FastFlow:
     base: Array
     base_bias: Array
     steps: tuple[Autoregressive | Index, ...]
+    widths: tuple[float, ...] = (1.0,)  # of the base, as a mixture
+    shares: tuple[float, ...] = (1.0,)
 
 
 def prepare(flow: ConditionalFlow) -> FastFlow:
@@ -78,8 +81,16 @@ def prepare(flow: ConditionalFlow) -> FastFlow:
     return FastFlow(base.out_features // 2, _numpy(base.weight), _numpy(base.bias), tuple(steps))
 
 
+def widened(flow: FastFlow, widths: Sequence[float], shares: Sequence[float]) -> FastFlow:
+    """The flow with a mixture of normal distributions as its base: `shares` (sum 1) of `widths` times its own width.
+
+    The density stays exact; samples come from noise that is scaled by a width.
+    """
+    return replace(flow, widths=tuple(widths), shares=tuple(shares))
+
+
 def draw(flow: FastFlow, noise: Array, condition: Array) -> Array:
-    """Samples (row, parameter) from standard normal `noise` (row, parameter) and `condition` (row, number)."""
+    """Samples (row, parameter) from normal `noise` (row, parameter) and `condition` (row, number)."""
     result = np.empty(noise.shape, dtype=np.float32)
     for start in range(0, len(noise), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -129,7 +140,11 @@ def _log_density(flow: FastFlow, value: Array, given: Array) -> NDArray[np.float
         total += np.log(scale).sum(axis=0, dtype=np.float64)
     mean, log_sd = _base(flow, given)
     standard = (value - mean[:, :, None]) * np.exp(-log_sd)[:, :, None]
-    total -= 0.5 * (standard**2).sum(axis=0, dtype=np.float64) + log_sd.sum(axis=0)[:, None]
+    radius = (standard**2).sum(axis=0, dtype=np.float64)
+    base = np.full(radius.shape, -np.inf)
+    for width, share in zip(flow.widths, flow.shares, strict=True):
+        base = np.logaddexp(base, math.log(share) - flow.parameters * math.log(width) - 0.5 * radius / width**2)
+    total += base - log_sd.sum(axis=0)[:, None]
     return total - 0.5 * flow.parameters * math.log(2 * math.pi)
 
 

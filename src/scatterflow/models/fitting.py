@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from torch import nn
 
 from scatterflow import seeds
-from scatterflow.config.model import ModelConfig
-from scatterflow.data import split, to_tensors
+from scatterflow.config.model import MafConfig, ModelConfig
+from scatterflow.data import Blocks, Loader, Rows, Source, split, stored, to_tensors
+from scatterflow.models import fastflow
+from scatterflow.models.encoder import ROWS
 from scatterflow.models.estimator import Estimator, modes
 from scatterflow.models.networks import Networks, make_task, rows_of, tasks
 from scatterflow.models.posterior import Array, ModeFit, Posterior
@@ -23,7 +26,13 @@ from scatterflow.training import Epoch, History, end_helpers, fit, write_history
 
 _DRAWS = (8, 256)  # numbers of z that are tried, by doubling
 _TOLERANCE = 0.02  # change of the mean log density [nat] that counts as converged: well below its standard error
-_FITTED_ROWS = 500  # validation rows that fix draws and prior share
+_FITTED_ROWS = 2000  # validation rows that fix draws, widening and prior share
+_WIDTHS = tuple(
+    np.geomspace(0.7, 3.0, 20).tolist()
+)  # of the base, relative to the trained one; their shares are fitted
+_WIDTH_DRAWS = 16  # numbers of z at most while fitting the shares: they hardly depend on it
+_SMALLEST_SHARE = 1e-3  # of a width: less is left out
+_ITERATIONS = 300
 
 
 @dataclass(frozen=True)
@@ -47,86 +56,124 @@ def train_estimator(
     *,
     seed: int,
     identity: str = "",
+    load: Loader | None = None,
     log: Callable[[str], None] = say,
     tracker: Tracker = track,
 ) -> Fitted:
     """Train on the rows of `features` with split "train", choose on those with "validation"; others are never read.
 
-    `features` also holds `parameters` (simulation, parameter). `folder` receives checkpoints and `history.csv`; a
-    stopped training of the same `identity` continues there. Raises StoreError, BundleError for unusable features.
+    `features` also holds `parameters` (simulation, parameter); lazy, unless `config.training.data` is resident, memory
+    holds blocks of it. `load` replaces the training rows in each epoch (see `data`); their number stays. `folder`
+    receives checkpoints and `history.csv`; a stopped training of the same `identity` continues there. Raises StoreError,
+    BundleError for unusable features.
     """
+    training = config.training
     parts = {role: split(features, role) for role in ("train", "validation")}
-    tensors = {role: to_tensors(part) for role, part in parts.items()}
-    normal = {role: _normal(prior, part) for role, part in parts.items()}
+    first = to_tensors(parts["train"].isel(simulation=slice(0, ROWS)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(seed, "weights"))
-        networks = Networks(config, tensors["train"].inputs, len(prior.names))
-    networks.fit_scaling(tensors["train"].profile)
+        networks = Networks(config, first.inputs, len(prior.names))
+    networks.fit_scaling(first)
     histories: list[History] = []
     for name in tasks(config):
         task = make_task(name, networks)
-        rows = {role: rows_of(task, networks, normal[role], tensors[role]) for role in parts}
+
+        def make(part: xr.Dataset, task: nn.Module = task) -> Rows:
+            return rows_of(task, networks, _normal(prior, part), to_tensors(part, first.inputs))
+
+        rows: dict[str, Source]
+        if training.data == "resident":
+            rows = {role: make(part) for role, part in parts.items()}
+        else:
+            loaders = {"train": load or stored(parts["train"]), "validation": stored(parts["validation"])}
+            rows = {
+                role: Blocks(part.sizes["simulation"], training.block, loaders[role], make)
+                for role, part in parts.items()
+            }
         earlier = tuple(epoch for history in histories for epoch in history.epochs)
-        phase = config.training.cvae if name == "cvae" else config.training.flow
+        phase = training.cvae if name == "cvae" else training.flow
         histories.append(
             fit(
-                task, rows["train"], rows["validation"], phase, config.training, folder,
+                task, rows["train"], rows["validation"], phase, training, folder,
                 name=name, seed=seeds.integer(seed, name), identity=identity, earlier=earlier, log=log, tracker=tracker,
             )
         )  # fmt: skip
-    end_helpers(config.training)
+    end_helpers(training)
     networks.eval().requires_grad_(False)
-    estimator = Estimator(config, prior, tensors["train"].inputs, networks)
-    chosen = parts["validation"].isel(simulation=slice(0, _FITTED_ROWS))
+    estimator = Estimator(config, prior, first.inputs, networks)
+    chosen = parts["validation"].isel(simulation=slice(0, _FITTED_ROWS)).load()
     fitted = Fitted(replace(estimator, fits=fit_modes(estimator, chosen, log)), tuple(histories))
     write_history(folder / "history.csv", fitted.epochs)
     return fitted
 
 
 def fit_modes(estimator: Estimator, validation: xr.Dataset, log: Callable[[str], None] = say) -> dict[str, ModeFit]:
-    """Number of z and share of the prior for each mode, from validation rows (see `ModeFit`)."""
+    """Number of z, widths of the base and share of the prior for each mode, from validation rows (see `ModeFit`)."""
     theta = estimator.prior.values(validation["parameters"])
+    config = estimator.config.flow
     fits = {}
     for mode in modes(estimator.config):
         posterior = estimator.posterior(validation, mode)
-        draws, change = 1, 0.0
+        draws, change = _enough(posterior, theta) if estimator.networks.latent else (1, 0.0)
+        widths, shares, prior_share = _recalibrated(posterior, theta, min(draws, _WIDTH_DRAWS), config)
+        posterior = replace(posterior, flow=fastflow.widened(posterior.flow, widths, shares))
         gain = posterior.information_gain(theta, draws).values
-        if estimator.networks.latent:
-            draws, gain, change = _enough(posterior, theta)
-        share = prior_share(gain) if estimator.config.flow.mix_prior else 0.0
-        mixed = np.logaddexp(math.log1p(-share) + gain, math.log(share)) if share else gain
-        fits[mode] = ModeFit(
-            draws, change, share, float(mixed.mean()), float(mixed.std(ddof=1) / math.sqrt(len(mixed)))
-        )
+        if prior_share:
+            gain = np.logaddexp(math.log1p(-prior_share) + gain, math.log(prior_share))
+        error = float(gain.std(ddof=1) / math.sqrt(len(gain)))
+        fits[mode] = ModeFit(draws, change, widths, shares, prior_share, float(gain.mean()), error)
         log(
-            f"mode {mode}: information gain {fits[mode].gain:.2f} +- {fits[mode].gain_se:.2f} nat on {len(gain)} "
-            f"validation rows, {draws} z, prior's share {share:.3g}"
+            f"mode {mode}: information gain {fits[mode].gain:.2f} +- {error:.2f} nat on {len(gain)} validation rows, "
+            f"{draws} z, base {fits[mode].mean_width:.3g} times as wide, prior's share {prior_share:.3g}"
         )
     return fits
 
 
-def prior_share(gain: Array) -> float:
-    """Weight w of the prior that maximises the mean of log((1 - w) exp(gain) + w), by expectation maximisation.
+def _recalibrated(
+    posterior: Posterior, theta: Array, draws: int, config: MafConfig
+) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Widths of the base, their shares (sum 1), and the share of the prior: the mixture that is best on these rows."""
+    widths = _WIDTHS if config.recalibrate else (1.0,)
+    gains = [
+        replace(posterior, flow=fastflow.widened(posterior.flow, (width,), (1.0,)))
+        .information_gain(theta, draws)
+        .values
+        for width in widths
+    ]
+    prior = [np.zeros(len(theta))] if config.mix_prior else []
+    shares = mixture_shares(np.stack([*gains, *prior], axis=1))
+    prior_share = 0.0
+    if config.mix_prior:  # fewer rows cannot show that no observation needs the prior, or that all do
+        least = 1 / (2 * len(theta))
+        prior_share = float(np.clip(shares[-1], least, 1 - least))
+        shares = shares[:-1]
+    kept = shares >= min(_SMALLEST_SHARE, shares.max())
+    shares = shares[kept] / shares[kept].sum()
+    return tuple(np.asarray(widths)[kept].tolist()), tuple(shares.tolist()), prior_share
 
-    At least 1 / (2 rows): fewer rows cannot show that no observation needs it.
+
+def mixture_shares(log_density: Array) -> Array:
+    """Weights (component,) of a mixture that maximise the mean of its log density, by expectation maximisation.
+
+    `log_density` (row, component) up to a constant per row.
     """
-    least = 1 / (2 * len(gain))
-    share = 0.5
-    ratio = np.exp(np.clip(gain, -700, 700))
-    for _ in range(500):
-        share = float(np.mean(share / (share + (1 - share) * ratio)))
-    return max(share, least)
+    density = np.exp(log_density - log_density.max(axis=1, keepdims=True))
+    shares = np.full(density.shape[1], 1 / density.shape[1])
+    for _ in range(_ITERATIONS):
+        weighted = density * shares
+        shares = (weighted / weighted.sum(axis=1, keepdims=True)).mean(axis=0)
+    return np.asarray(shares)
 
 
-def _enough(posterior: Posterior, theta: Array) -> tuple[int, Array, float]:
-    """Double the number of z until the mean gain changes by less than the tolerance: number, gain, last change."""
+def _enough(posterior: Posterior, theta: Array) -> tuple[int, float]:
+    """Double the number of z until the mean gain changes by less than the tolerance: number and last change."""
     draws, most = _DRAWS
-    gain = posterior.information_gain(theta, draws).values
+    gain = posterior.information_gain(theta, draws).values.mean()
     while True:
-        finer = posterior.information_gain(theta, 2 * draws).values
-        change = abs(float(finer.mean() - gain.mean()))
+        finer = posterior.information_gain(theta, 2 * draws).values.mean()
+        change = abs(float(finer - gain))
         if change < _TOLERANCE or 2 * draws >= most:
-            return (draws, gain, change) if change < _TOLERANCE else (2 * draws, finer, change)
+            return (draws if change < _TOLERANCE else 2 * draws), change
         draws, gain = 2 * draws, finer
 
 

@@ -17,7 +17,7 @@ from nflows.transforms import (
 )
 from torch import Tensor, nn
 
-from scatterflow.config.model import FlowConfig
+from scatterflow.config.model import MafConfig
 
 SCALE_FLOOR = 1e-3  # nflows' MaskedAffineAutoregressiveTransform: scale = softplus(raw) + 1e-3
 
@@ -29,7 +29,7 @@ class ConditionalFlow(nn.Module):
     condition. Training can only add information to it.
     """
 
-    def __init__(self, parameters: int, condition: int, config: FlowConfig) -> None:
+    def __init__(self, parameters: int, condition: int, config: MafConfig) -> None:
         super().__init__()
         transforms: list[nn.Module] = []
         for index in range(config.transforms):
@@ -58,7 +58,7 @@ def log_prior(normal: Tensor) -> Tensor:
     return -0.5 * (normal**2).sum(dim=-1) - 0.5 * normal.shape[-1] * math.log(2 * math.pi)
 
 
-def _autoregressive(parameters: int, condition: int, config: FlowConfig) -> nn.Module:
+def _autoregressive(parameters: int, condition: int, config: MafConfig) -> nn.Module:
     layer = MaskedAffineAutoregressiveTransform(
         parameters,
         config.hidden,

@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from scatterflow import data
 from scatterflow.config.loading import validate
 from scatterflow.config.study import StudyConfig
 from scatterflow.errors import BundleError, ConfigError
@@ -83,11 +84,14 @@ def train(
     folder: Path,
     tell: Callable[[str], None] = say,
     tracker: Tracker = track,
+    counts: xr.Dataset | None = None,
 ) -> Model:
     """Train model `name` of `study` on the features `rows` (splits "train" and "validation").
 
-    Checkpoints go to `<folder>/<name>.training/`, from which a stopped training of the same configuration, data and code
-    continues. Raises ConfigError for an unknown name.
+    `counts` are the stored expected counts and `parameters` of the training rows, which `training.data: fresh_noise`
+    observes anew; lazy counts and rows stay on the disk, see `data`. Checkpoints go to `<folder>/<name>.training/`, from
+    which a stopped training of the same configuration, data and code continues. Raises ConfigError for an unknown name,
+    or where counts are needed and missing.
     """
     from scatterflow.models.fitting import train_estimator  # imports Lightning, which takes seconds
 
@@ -107,12 +111,20 @@ def train(
         }
     )
     work = folder / f"{name}.training"
+    load = None
+    if config.training.data == "fresh_noise":
+        if counts is None:
+            raise ConfigError("training.data: fresh_noise", "must have the stored expected counts", "none")
+        load = data.fresh_noise(study, counts, study.seed)
+    elif config.training.data == "on_the_fly":
+        load = data.on_the_fly(study, study.seed)
     fitted = train_estimator(
-        config, rows, study.prior, work, seed=study.seed, identity=identity, log=tell, tracker=tracker
+        config, rows, study.prior, work, seed=study.seed, identity=identity, load=load, log=tell, tracker=tracker
     )
     training = {
         "kind": config.kind,
         "rows": splits,
+        "data": config.training.data,
         "phases": [history.summary() for history in fitted.histories],
         "seconds": round(sum(history.seconds for history in fitted.histories), 3),
         "weights": sum(weight.numel() for weight in fitted.estimator.networks.parameters()),
@@ -193,8 +205,8 @@ def card(model: Model, limits: Mapping[str, dict[str, Any]]) -> str:
         "## Information gain over the prior on validation simulations",
         "",
         *(
-            f"- {mode}: {fit.gain:.2f} +- {fit.gain_se:.2f} nat ({fit.draws} latent draws, prior's share "
-            f"{fit.prior_share:.2g})"
+            f"- {mode}: {fit.gain:.2f} +- {fit.gain_se:.2f} nat ({fit.draws} latent draws, base "
+            f"{fit.mean_width:.3g} times as wide as trained, prior's share {fit.prior_share:.2g})"
             for mode, fit in model.estimator.fits.items()
         ),
         "",

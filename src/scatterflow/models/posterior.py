@@ -15,6 +15,7 @@ from scatterflow import seeds
 from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models import fastflow
 from scatterflow.models.encoder import Encoder
+from scatterflow.models.summary import Summary
 from scatterflow.prior import Prior, log_normal_density
 
 Array = NDArray[np.float64]
@@ -28,15 +29,24 @@ class ModeFit:
     """What validation rows fix for one mode.
 
     `draws`: number of z whose densities are averaged, doubled until the mean log density changes by less than the
-    tolerance; `change`: that last change [nat]. `prior_share`: weight of the prior in the defensive mixture.
+    tolerance; `change`: that last change [nat]. `shares` (sum 1) of `widths`: the flow's base distribution is a mixture
+    of normal distributions so many times as wide as trained (recalibration). `prior_share`: weight of the prior in the
+    defensive mixture.
     `gain`: mean information gain on the validation rows [nat], `gain_se` its standard error.
     """
 
     draws: int = 1
     change: float = 0.0
+    widths: tuple[float, ...] = (1.0,)
+    shares: tuple[float, ...] = (1.0,)
     prior_share: float = 0.0
     gain: float = 0.0
     gain_se: float = 0.0
+
+    @property
+    def mean_width(self) -> float:
+        """Mean of the base's widths: how much wider than trained."""
+        return sum(width * share for width, share in zip(self.widths, self.shares, strict=True))
 
 
 @dataclass(frozen=True)
@@ -45,13 +55,14 @@ class Posterior:
 
     q(theta | x) = (1 - w) E_z q(theta | profile, z) + w p(theta): z from q(z | image, profile) (`mean`, `sd` (row,
     latent)) or from p(z) = N(0, 1); the expectation is the mean over `fit.draws` scrambled Sobol points, the same for
-    all observations; w is `fit.prior_share`. It lives in the normal coordinate, so no sample leaves the support.
+    all observations; w is `fit.prior_share`; `flow` is recalibrated already. It lives in the normal coordinate, so no sample
+    leaves the support.
     """
 
     prior: Prior
-    encoder: Encoder
+    encoder: Encoder | Summary
     flow: fastflow.FastFlow
-    described: torch.Tensor  # (row, hidden): the profile, see Encoder.describe
+    described: torch.Tensor  # (row, number): see Networks.describe
     mean: torch.Tensor | None
     sd: torch.Tensor | None
     latent: int
@@ -67,17 +78,20 @@ class Posterior:
         if n < 0:
             raise ConfigError("number of posterior samples", "must not be negative", n)
         observations, parameters = len(self.described), self.flow.parameters
-        width = parameters + self.latent + 1
+        width = parameters + self.latent + 2
+        widths, borders = np.asarray(self.flow.widths, np.float32), np.cumsum(self.flow.shares)[:-1]
         values = np.empty((observations, n, parameters))
         together = max(1, _ROWS // max(1, n))
         for start in range(0, observations, together):
             rows = np.arange(start, min(start + together, observations))
             numbers = seeds.uniforms(seed, f"posterior {self.mode}", start, len(rows), n * width)
             numbers = numbers.reshape(-1, width)
-            noise = ndtri(numbers[:, :-1].clip(_SMALLEST_UNIFORM)).astype(np.float32)
+            noise = ndtri(numbers[:, :-2].clip(_SMALLEST_UNIFORM)).astype(np.float32)
+            scale = widths[np.searchsorted(borders, numbers[:, -2], side="right")]
             index = np.repeat(rows, n)
             condition = self._condition(torch.from_numpy(index), torch.from_numpy(noise[:, parameters:]))
-            normal = fastflow.draw(self.flow, noise[:, :parameters], condition).astype(np.float64)
+            scaled = scale[:, None] * noise[:, :parameters]
+            normal = fastflow.draw(self.flow, scaled, condition).astype(np.float64)
             if not np.isfinite(normal).all():
                 raise BundleError("posterior samples", "must be finite", remedy="the flow has diverged: train it again")
             from_prior = numbers[:, -1] < self.fit.prior_share
@@ -124,7 +138,8 @@ class Posterior:
         """Condition of the flow (row, number) of the observations `rows` with standard normal `latent` (row, latent)."""
         with torch.inference_mode():
             if not self.latent:
-                return self.encoder.combine(self.described[rows]).numpy()
+                return self.described[rows].numpy()
+            assert isinstance(self.encoder, Encoder)  # a summary network has no latent variables
             z = latent if self.mean is None or self.sd is None else self.mean[rows] + self.sd[rows] * latent
             return self.encoder.combine(self.described[rows], z).numpy()
 

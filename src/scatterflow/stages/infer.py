@@ -27,6 +27,8 @@ from scatterflow.study import Study
 from scatterflow.verdict import QUANTILES
 
 LABELS = {
+    "summary-maf.image": "summary + flow, image and profile",
+    "summary-maf.profile": "summary + flow, profile only",
     "cvae-maf.image": "CVAE + flow, image and profile",
     "cvae-maf.profile": "CVAE + flow, profile only",
     "maf-profile": "flow on the profile alone (control)",

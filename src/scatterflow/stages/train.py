@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import xarray as xr
 
 from scatterflow import verdict
 from scatterflow.progress import duration, say
 from scatterflow.stages import preprocess
 from scatterflow.study import Study
+
+_SCORE_ROWS = 5000  # training rows that the feature score is fitted to: more change nothing and cost memory
+_LIMIT_ROWS = 2000  # validation rows that set the thresholds
 
 
 def run(study: Study, model: str, folder: Path, tell: Callable[[str], None] = say) -> Path:
@@ -21,14 +25,18 @@ def run(study: Study, model: str, folder: Path, tell: Callable[[str], None] = sa
     """
     from scatterflow import models  # torch is only needed here
 
-    features = preprocess.load(study, folder)
-    rows = preprocess.rows(features, "train", "validation").load()
-    trained = models.train(study, model, rows, folder / "models", tell)
+    rows = preprocess.rows(preprocess.load(study, folder), "train", "validation")
+    data = study.config.models[model].training.data if model in study.config.models else "resident"
+    if data == "resident":
+        rows = rows.load()
+    counts = _counts(study, folder) if data == "fresh_noise" else None
+    trained = models.train(study, model, rows, folder / "models", tell, counts=counts)
     tell("setting the thresholds of the verdict on validation simulations")
     start = time.monotonic()
-    limited = preprocess.rows(rows, "validation")
+    limited = preprocess.rows(rows, "validation").isel(simulation=slice(0, _LIMIT_ROWS)).load()
     references = limited.isel(simulation=slice(0, study.config.inference.predictive_references))
-    feature_score = verdict.fit_features(preprocess.rows(rows, "train"), study.seed)
+    known = preprocess.rows(rows, "train").isel(simulation=slice(0, _SCORE_ROWS)).load()
+    feature_score = verdict.fit_features(known, study.seed)
     draws = verdict.predictive_draws(
         study, trained.posterior(references), study.config.inference.predictive_draws, study.seed
     )
@@ -40,3 +48,9 @@ def run(study: Study, model: str, folder: Path, tell: Callable[[str], None] = sa
     path = models.save(folder / "models" / model, trained, feature_score, limits)
     tell(f"thresholds in {duration(time.monotonic() - start)}; bundle in {path.parent}")
     return path
+
+
+def _counts(study: Study, folder: Path) -> xr.Dataset:
+    """Expected counts and parameters of the training rows in the store, lazy."""
+    counts = preprocess.simulations(study, folder)
+    return counts.isel(simulation=np.flatnonzero(preprocess.splits(study) == preprocess.SPLITS.index("train")))
