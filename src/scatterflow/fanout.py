@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, TypeVar
 
@@ -27,6 +28,7 @@ from scatterflow.manifest import Shard
 R = TypeVar("R")
 VARIABLE = "SCATTERFLOW_FANOUT"
 _TRIES = 2  # of a shard whose process dies or meets trouble of the machine
+_OF_GROUPS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR2}
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -44,6 +46,14 @@ class Outcome(Generic[R]):
     fatal: bool = False
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What processes on other machines need: a folder on a disk that all see, and which shards are not stored yet."""
+
+    folder: Path
+    missing: Callable[[Sequence[Shard]], list[Shard]]
+
+
 class Stopped(SystemExit):
     """A signal asked the process to stop; exits with 128 + its number, as a shell expects."""
 
@@ -53,8 +63,8 @@ class Stopped(SystemExit):
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Stopped` within the block; a second one ends the process at once."""
+def stop_on_signals(*numbers: int) -> Iterator[None]:
+    """Turn signals (SIGINT and SIGTERM) into `Stopped` within the block; a second one ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
@@ -64,7 +74,7 @@ def stop_on_signals() -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in numbers or (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
@@ -73,10 +83,18 @@ def stop_on_signals() -> Iterator[None]:
 
 
 def backend_name() -> str:
-    """The backend of this run: SCATTERFLOW_FANOUT, by default local. Raises ConfigError for an unknown one."""
+    """The backend of this run: SCATTERFLOW_FANOUT, by default local.
+
+    Raises ConfigError for an unknown one, and for one that cannot work here.
+    """
     name = os.environ.get(VARIABLE) or "local"
     if name not in BACKENDS:
         raise ConfigError(f"environment variable {VARIABLE}", f"must be one of {sorted(BACKENDS)}", name, "unset it")
+    if name == "slurm":
+        from scatterflow.slurm import commands, options  # only where it is used
+
+        commands.require()
+        options.from_environment()
     return name
 
 
@@ -86,14 +104,19 @@ def processes(workers: int | None) -> int:
 
 
 def run_shards(
-    shards: Sequence[Shard], work: Callable[[Shard], R], workers: int, backend: str = "local"
+    shards: Sequence[Shard],
+    work: Callable[[Shard], R],
+    workers: int,
+    backend: str = "local",
+    shared: Shared | None = None,
 ) -> Generator[Outcome[R]]:
     """Do `work` (picklable) on every shard and yield how each ended, as they end; closing the iterator stops the rest.
 
-    An error in one shard leaves the others alone. Close it (contextlib.closing) to stop the processes at once.
+    An error in one shard leaves the others alone. Close it (contextlib.closing) to stop the processes at once. Backends
+    on other machines need `shared`, and give no results: what a shard made is on the disk.
     """
     if shards:
-        yield from BACKENDS[backend](shards, work, min(workers, len(shards)))
+        yield from BACKENDS[backend](shards, work, min(workers, len(shards)), shared)
 
 
 def _try(work: Callable[[Shard], R], shard: Shard) -> Outcome[R]:
@@ -110,7 +133,12 @@ def _try(work: Callable[[Shard], R], shard: Shard) -> Outcome[R]:
     return outcome
 
 
-def _local(shards: Sequence[Shard], work: Callable[[Shard], R], workers: int) -> Iterator[Outcome[R]]:
+def _local(
+    shards: Sequence[Shard],
+    work: Callable[[Shard], R],
+    workers: int,
+    shared: Shared | None,  # noqa: ARG001 - the signature of a backend
+) -> Iterator[Outcome[R]]:
     """In this process if it is alone, else in `workers` processes of one thread each."""
     if workers > 1:
         yield from _spread(shards, work, workers)
@@ -165,13 +193,13 @@ def _spread(shards: Sequence[Shard], work: Callable[[Shard], R], workers: int) -
 
 
 def _start(work: Callable[[Shard], Any]) -> _Worker:
-    """Start a process of one thread. Ctrl-C reaches every process of a terminal, so there it is blocked."""
+    """Start a process of one thread. A terminal and Slurm signal every process of a group: only the parent listens."""
     spawn = multiprocessing.get_context("spawn")  # a fork would copy locks that threads of ours may hold
     here, there = spawn.Pipe()
     process = spawn.Process(target=_serve, args=(there, work), daemon=True)
     threads = {name: os.environ.get(name) for name in _THREADS}
     resource_tracker.ensure_running()  # starting it later would unblock the signal
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_GROUPS)
     try:
         os.environ.update(dict.fromkeys(_THREADS, "1"))
         process.start()
@@ -216,5 +244,19 @@ def _ending(worker: _Worker) -> str:
     return f"its process was ended by {signal.Signals(-code).name}{hint}"
 
 
-Backend = Callable[[Sequence[Shard], Callable[[Shard], Any], int], Iterator[Outcome[Any]]]
-BACKENDS: dict[str, Backend] = {"local": _local}
+def _slurm(
+    shards: Sequence[Shard],
+    work: Callable[[Shard], Any],
+    workers: int,  # noqa: ARG001 - of this machine
+    shared: Shared | None,
+) -> Iterator[Outcome[Any]]:
+    """In array jobs of a cluster."""
+    from scatterflow.slurm import controller  # it needs what stands above
+
+    if shared is None:
+        raise ConfigError("fan-out slurm", "must be given a folder on a disk that all machines see")
+    yield from controller.run(shards, work, shared)
+
+
+Backend = Callable[[Sequence[Shard], Callable[[Shard], Any], int, Shared | None], Iterator[Outcome[Any]]]
+BACKENDS: dict[str, Backend] = {"local": _local, "slurm": _slurm}

@@ -330,9 +330,3 @@ def test_a_folder_that_is_not_writable_is_one_line(tmp_path: Path, as_user: list
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].endswith("got permission denied; make it writable or choose another folder")
-
-
-def test_slurm_is_refused_until_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCATTERFLOW_FANOUT", "slurm")
-    with pytest.raises(ConfigError, match=r"SCATTERFLOW_FANOUT must be one of .*, got slurm; unset it"):
-        run(tiny(), tmp_path)

@@ -98,6 +98,11 @@ def determined_by(stage):
     return params
 
 
+def fans_out(rule):
+    """True if the profile (or --set-resources) says by `fanout` that a rule spreads its work over jobs of its own."""
+    return "fanout" in workflow.resource_settings.overwrite_resources.get(rule, {})
+
+
 def of_each_study(pattern):
     """`pattern` below the results, for every study."""
     return expand(f"{RESULTS}/{pattern}", study=RUN.studies)

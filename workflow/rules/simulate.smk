@@ -14,6 +14,7 @@ rule simulate_study:
         f"{RESULTS}/{{study}}/benchmarks/simulate_study.tsv"
     conda:
         "../../envs/environment.cpu.yaml"
+    localrule: fans_out("simulate_study")
     threads: workflow.cores
     resources:
         mem_mb=4000,

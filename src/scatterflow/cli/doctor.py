@@ -6,13 +6,14 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from scatterflow import provenance
+from scatterflow.cli.doctor_slurm import slurm
+from scatterflow.cli.findings import MISSING, OK, WARNING, Finding, call
 from scatterflow.cli.output import result
 from scatterflow.config.instrument_file import read_instrument
 from scatterflow.config.loading import load_run
@@ -21,8 +22,6 @@ from scatterflow.errors import ScatterflowError
 from scatterflow.fanout import VARIABLE, backend_name, processes
 from scatterflow.progress import size
 
-OK, WARNING, MISSING = "ok", "warning", "missing"
-_TIMEOUT_S = 30
 _MIN_DISK_BYTES = 2e9  # the demo writes 0.2 GB; the rest is room for the installation and the report
 _MIN_MEMORY_BYTES = 4e9  # two processes of BornAgain and one training
 _PACKAGES = (
@@ -38,17 +37,10 @@ _PACKAGES = (
     "h5py",
     "hdf5plugin",
     "snakemake",
+    "snakemake-executor-plugin-slurm",
+    "submitit",
 )
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at. `state`: ok; warning (works without it); missing (every run needs it)."""
-
-    what: str
-    state: str
-    found: str
-    remedy: str = ""
+_GLIBC = (2, 35)  # of BornAgain's wheel
 
 
 def examine(config: Path, results: Path, as_json: bool) -> int:
@@ -69,12 +61,13 @@ def examine(config: Path, results: Path, as_json: bool) -> int:
 def _findings(config: Path, results: Path) -> Iterator[Finding]:
     yield Finding("python", OK, f"{platform.python_version()} in {sys.prefix}")
     yield from _packages()
+    yield _c_library()
     yield _bornagain()
     yield _cores()
     yield _memory()
     yield _disk(results)
     yield _gpu()
-    yield _slurm()
+    yield from slurm(results)
     yield _fanout()
     run, finding = _configuration(config)
     yield finding
@@ -94,9 +87,19 @@ def _packages() -> Iterator[Finding]:
         yield Finding("packages", MISSING, f"without {', '.join(lacking)}", "run `make install`")
 
 
+def _c_library() -> Finding:
+    name, version = platform.libc_ver()
+    found = f"{name} {version}".strip() or "unknown"
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if name != "glibc" or numbers < _GLIBC:
+        remedy = "BornAgain's wheel needs glibc 2.35: use envs/container.def or conda (envs/README.md)"
+        return Finding("C library", WARNING, found, remedy)
+    return Finding("C library", OK, found)
+
+
 def _bornagain() -> Finding:
     """In a process of its own: a wheel built for a newer C library ends the process."""
-    done = _call(sys.executable, "-c", "import bornagain; print(bornagain.version_str)")
+    done = call(sys.executable, "-c", "import bornagain; print(bornagain.version_str)")
     if done is not None and done.returncode == 0:
         return Finding("BornAgain", OK, done.stdout.strip())
     libc = " ".join(platform.libc_ver()) or "an unknown C library"
@@ -152,27 +155,17 @@ def _disk(results: Path) -> Finding:
 
 def _gpu() -> Finding:
     without = "everything works on the CPU; training of the paper's sizes wants a GPU"
-    done = _call("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
+    done = call("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader")
     if done is None or done.returncode != 0 or not done.stdout.strip():
         return Finding("GPU", WARNING, "none found", without)
     names = "; ".join(line.strip() for line in done.stdout.strip().splitlines())
     code = "import torch; print(torch.version.cuda or '', torch.cuda.is_available())"
-    seen = _call(sys.executable, "-c", code)
+    seen = call(sys.executable, "-c", code)
     if seen is not None and seen.returncode == 0 and seen.stdout.strip().endswith("True"):
         return Finding("GPU", OK, f"{names}, CUDA {seen.stdout.split()[0]}")
     return Finding(
         "GPU", WARNING, f"{names}, but torch cannot use it", "install the CUDA build of torch: envs/README.md"
     )
-
-
-def _slurm() -> Finding:
-    if shutil.which("sbatch") is None:
-        return Finding("Slurm", WARNING, "no sbatch", "simulations run on this machine; on a cluster load its module")
-    done = _call("sinfo", "--noheader", "--format=%P %a %D")
-    if done is None or done.returncode != 0:
-        return Finding("Slurm", WARNING, "sbatch is there, sinfo does not answer", "ask whether the controller is up")
-    partitions = "; ".join(" ".join(line.split()) for line in done.stdout.strip().splitlines())
-    return Finding("Slurm", OK, partitions or "no partition")
 
 
 def _fanout() -> Finding:
@@ -188,14 +181,6 @@ def _configuration(config: Path) -> tuple[RunConfig | None, Finding]:
     except ScatterflowError as error:
         return None, Finding("configuration", MISSING, str(error), "mend it or give another with --config")
     return run, Finding("configuration", OK, f"{config}: run {run.run}, studies {', '.join(run.studies)}")
-
-
-def _call(*command: str) -> subprocess.CompletedProcess[str] | None:
-    """The finished command; None if it cannot be started or does not end in time."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
 
 
 def _frames(run: RunConfig, config: Path) -> Iterator[Finding]:

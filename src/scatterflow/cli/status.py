@@ -7,10 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from scatterflow import manifest
 from scatterflow.cli.output import result
 from scatterflow.cli.stages import load
 from scatterflow.errors import StoreError
+from scatterflow.manifest import Place
 from scatterflow.products import read_json
+from scatterflow.progress import duration
+from scatterflow.slurm.summary import summarise
 from scatterflow.stages import simulate
 from scatterflow.study import Study, study_of
 
@@ -60,17 +64,45 @@ def _simulate(study: Study, folder: Path) -> State:
     counts = f"{found['done']} of {found['total'] or wanted} simulations"
     if found["failed"]:
         counts += f", {found['failed']} failed"
+    place = Place(folder, found["identity"])
+    counts += _cost(place, found["left"])
+    jobs = summarise(simulate.jobs_folder(place))
+    if jobs is not None:
+        counts += f"; {jobs}"
     if found["running"]:
         return State(study.name, "simulate", RUNNING, counts)
+    if jobs is not None and jobs.running + jobs.queued:
+        return State(study.name, "simulate", RUNNING, f"{counts}; nobody follows them: run the same command again")
     if not found["total"]:
         return _unfinished(study.name, "simulate", folder / "logs" / "simulate_study.log", f"{wanted} simulations")
     if found["identity"] != study.simulation_identity():
         return State(study.name, "simulate", OUTDATED, f"{counts} of another configuration or code")
     if found["failed"]:
-        return State(study.name, "simulate", FAILED, f"{counts}; see simulate/shards-*/")
+        return State(study.name, "simulate", FAILED, f"{counts}; {_why(place)}")
     if found["finished"] and found["total"] >= wanted:
         return State(study.name, "simulate", DONE, counts)
     return State(study.name, "simulate", LEFT, f"{found['done']} of {wanted} simulations")
+
+
+def _cost(place: Place, left: int) -> str:
+    """Core time of the simulations so far, and of those that are left at the same pace."""
+    done = [record for record in manifest.read_records(place).values() if record.state == "ok"]
+    if not done:
+        return ""
+    seconds = sum(record.seconds for record in done)
+    rows = sum(record.stop - record.start for record in done)
+    more = f", {duration(left * seconds / rows)} to go" if left else ""
+    return f" ({duration(seconds)} of one core{more})"
+
+
+def _why(place: Place) -> str:
+    """The error of the shard that failed last, and where more of it stands."""
+    failed = [record for record in manifest.read_records(place).values() if record.state == "failed"]
+    last = max(failed, key=lambda record: record.finished, default=None)
+    if last is None:
+        return "run the same command again"
+    lines = [line for line in last.error.splitlines() if line.strip()]
+    return f"{_printable(lines[-1] if lines else '')} (see {place.record(last.shard)})"
 
 
 def _preprocess(study: Study, folder: Path) -> State:
@@ -135,4 +167,8 @@ def _last_line(log: Path) -> str:
     except OSError:
         return ""
     last = next((line for line in reversed(lines) if line.strip()), "")
-    return "".join(character for character in last if character.isprintable())[-200:]
+    return _printable(last)
+
+
+def _printable(line: str) -> str:
+    return "".join(character for character in line if character.isprintable())[-200:]

@@ -51,8 +51,10 @@ def _run(study: Study, place: Place, backend: str, progress: Tracker) -> Path:
     shards = _prepare(study, place, backend)
     todo = missing(place, shards)
     if todo:
-        _announce(study, place, shards, todo)
+        _announce(study, place, shards, todo, backend)
     began = time.monotonic()
+    where = store.layout(place.store)
+    _forget(place, [shard for shard in todo if not where.is_there(shard)])  # others a Slurm task may just have finished
     for mend in range(_MENDS + 1):
         _simulate(study, place, todo, backend, progress)
         report = verify_shards(place, _hashes(place), study.config.simulate.simulations, progress)
@@ -62,6 +64,7 @@ def _run(study: Study, place: Place, backend: str, progress: Tracker) -> Path:
             say(f"simulate {study.name}: {report.simulations} simulations, checksum {report.checksum[:12]}{spent}")
             return place.manifest
         todo = [damage.shard for damage in report.damaged]
+        _forget(place, todo)
         if mend < _MENDS:
             first = report.damaged[0]
             say(f"simulate {study.name}: {len(todo)} damaged shards are made anew ({first.shard}: {first.reason})")
@@ -123,6 +126,11 @@ def _hashes(place: Place) -> dict[Shard, dict[str, str]]:
     return {shard: record.sha256 for shard, record in manifest.read_records(place).items() if record.state == "ok"}
 
 
+def jobs_folder(place: Place) -> Path:
+    """Where the fan-out `slurm` keeps logs and what it has submitted, until all is done."""
+    return place.folder / f"slurm-{place.identity[:12]}"
+
+
 def simulate_shard(study: Study, place: Place, shard: Shard) -> ShardRecord:
     """Simulate one shard, write it to the store, then its record: what a worker or a Slurm array task does.
 
@@ -132,11 +140,32 @@ def simulate_shard(study: Study, place: Place, shard: Shard) -> ShardRecord:
     if study.simulation_identity() != place.identity:  # a task may start hours after the run
         remedy = "run the same command again: it starts a new store"
         raise StoreError("code or engine", "must not change while a run is going on", remedy=remedy)
+    if ready := _finished(place, shard):
+        return ready  # by a task that was lost and has come back
+    arrays = _compute(study, shard)
+    if ready := _finished(place, shard):
+        return ready
     with disk_errors(place.store):
-        hashes = store.write_shard(place.store, shard, _compute(study, shard))
+        hashes = store.write_shard(place.store, shard, arrays)
         record = _record(study, place, shard, time.perf_counter() - began, sha256=hashes)
         manifest.write(place.record(shard), record)
     return record
+
+
+def _finished(place: Place, shard: Shard) -> ShardRecord | None:
+    """The record that says that a shard is stored; `_forget` has removed those that are wrong."""
+    try:
+        record = manifest.read(place.record(shard), ShardRecord)
+    except StoreError:
+        return None
+    whole = record.state == "ok" and (record.identity, record.shard) == (place.identity, shard)
+    return record if whole and store.layout(place.store).is_there(shard) else None
+
+
+def _forget(place: Place, shards: Iterable[Shard]) -> None:
+    """Remove the records of shards that are to be made although they say ok: their data are damaged or gone."""
+    for shard in _hashes(place).keys() & set(shards):
+        place.record(shard).unlink(missing_ok=True)
 
 
 def _compute(study: Study, shard: Shard) -> store.Arrays:
@@ -175,7 +204,7 @@ def _record(study: Study, place: Place, shard: Shard, seconds: float, **ending: 
     )
 
 
-def _announce(study: Study, place: Place, shards: Iterable[Shard], todo: list[Shard]) -> None:
+def _announce(study: Study, place: Place, shards: Iterable[Shard], todo: list[Shard], backend: str) -> None:
     """Say what the run will cost before it starts."""
     records = [record for record in manifest.read_records(place).values() if record.state == "ok"]
     done = sum(record.stop - record.start for record in records)
@@ -184,11 +213,12 @@ def _announce(study: Study, place: Place, shards: Iterable[Shard], todo: list[Sh
     shard_size = todo[0].stop - todo[0].start
     rows, total = len(todo) * shard_size, sum(shard.stop - shard.start for shard in shards)
     wall = -(-len(todo) // workers) * shard_size * seconds
+    where = f"about {duration(wall)} on {workers}" if backend == "local" else f"spread by {backend}"
     arrays = store.layout(place.store).arrays.values()
     row_bytes = sum(int(np.prod(row)) * dtype.itemsize for row, dtype in arrays)
     say(
         f"simulate {study.name}: {rows} of {total} simulations to do, in {len(todo)} shards; one takes "
-        f"{seconds * 1e3:.3g} ms, all {duration(rows * seconds)} of one core, about {duration(wall)} on {workers}; "
+        f"{seconds * 1e3:.3g} ms, all {duration(rows * seconds)} of one core, {where}; "
         f"up to {size(rows * row_bytes)} on disk, where {size(shutil.disk_usage(place.folder).free)} are free"
     )
 
@@ -209,12 +239,14 @@ def _simulate(study: Study, place: Place, todo: list[Shard], backend: str, progr
     if not todo:
         return
     failed: list[fanout.Outcome[ShardRecord]] = []
+    place = Place(place.study_folder.absolute(), place.identity)  # a task may start in another folder
     work = partial(simulate_shard, study, place)
+    shared = fanout.Shared(jobs_folder(place), partial(missing, place))
     workers = fanout.processes(study.config.simulate.workers)
     label = f"simulate {study.name}"
     with (
         progress(label, sum(shard.stop - shard.start for shard in todo)) as advance,
-        closing(fanout.run_shards(todo, work, workers, backend)) as outcomes,
+        closing(fanout.run_shards(todo, work, workers, backend, shared)) as outcomes,
     ):
         for outcome in outcomes:
             if outcome.fatal:
@@ -238,6 +270,7 @@ def _simulate(study: Study, place: Place, todo: list[Shard], backend: str, progr
 
 def _finish(study: Study, place: Place, shards: tuple[Shard, ...], report: Report) -> None:
     """Sweep and consolidate the store, then say that it is finished."""
+    shutil.rmtree(jobs_folder(place), ignore_errors=True)
     store.finalise(place.store)
     sweep(place.records)
     records = manifest.read_records(place)
