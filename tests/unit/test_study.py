@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import scatterflow as sf
+from scatterflow import experiment
 from scatterflow.errors import ConfigError, FrameError
 
 ROOT = Path(__file__).parents[2]
@@ -79,10 +80,10 @@ def test_an_experiment_needs_its_parasitic_scattering_removed() -> None:
     study = sf.load_study(DEMO, "multilayer", {"observe.noise": "none"})
     counts = study.simulate(study.expert())
     clean = study.preprocess(study.observe(counts))["profile"].values
-    experiment = study.observe(counts, experiment=True)
-    np.testing.assert_allclose(study.preprocess(experiment)["profile"].values, clean, atol=1e-4)
-    experiment.attrs["parasitic"] = 0
-    assert np.abs(study.preprocess(experiment)["profile"].values - clean).max() > 0.1
+    recorded = study.observe(counts, experiment=True)
+    np.testing.assert_allclose(study.preprocess(recorded)["profile"].values, clean, atol=1e-4)
+    recorded.attrs["parasitic"] = 0
+    assert np.abs(study.preprocess(recorded)["profile"].values - clean).max() > 0.1
 
 
 def test_studies_travel_between_processes() -> None:
@@ -113,3 +114,17 @@ def test_the_coarse_image_samples_what_the_readme_says() -> None:
     deviation = np.abs(counts[0] / counts[1] - 1)
     assert 0.005 < deviation.max() < 0.08
     assert np.median(deviation) < 0.002
+
+
+def test_only_values_on_the_border_are_moved_inside() -> None:
+    study = sf.load_study(DEMO, "multilayer")
+    expert = study.expert()
+    assert expert is not None
+    moved = experiment.off_the_border(study, expert)
+    on_border = study.prior.to_cube(expert)[0] > 0.999
+    assert [name for name, flag in zip(study.prior.names, on_border, strict=True) if flag] == [
+        name for name in study.prior.names if name.endswith("correlation_length_nm")
+    ]
+    np.testing.assert_allclose(moved[0, ~on_border], expert.values[0, ~on_border], rtol=1e-9)
+    np.testing.assert_allclose(study.prior.to_cube(moved)[0, on_border], 0.99)
+    assert study.prior.inside(moved).all()

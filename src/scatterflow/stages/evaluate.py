@@ -171,7 +171,9 @@ def sensitivity(study: Study, truth: xr.DataArray) -> dict[str, Any] | None:
 
 def _experiment_rows(study: Study, results: dict[str, xr.Dataset], truth: Array) -> dict[str, Any]:
     """Every estimator on the expert's sample: log density of the expert's values, and the errors of median and MAP."""
-    log_prior = float(study.prior.log_prob_box(truth)[0])
+    expert = study.expert()
+    assert expert is not None  # there are results
+    log_prior = float(study.prior.log_prob_box(experiment.off_the_border(study, expert))[0])
     box = study.prior.to_box
     rows = {}
     for name, group in results.items():
