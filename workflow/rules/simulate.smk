@@ -12,9 +12,9 @@ rule simulate_study:
         f"{RESULTS}/{{study}}/logs/simulate_study.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/simulate_study.tsv"
+    localrule: fans_out("simulate_study")
     conda:
         "../../envs/environment.cpu.yaml"
-    localrule: fans_out("simulate_study")
     threads: workflow.cores
     resources:
         mem_mb=4000,
