@@ -41,5 +41,5 @@ include: "workflow/rules/report.smk"
 rule all:
     default_target: True
     input:
-        products_of_run(),
+        up_to("report"),
     localrule: True

@@ -58,10 +58,20 @@ def test_a_failed_stage_runs_again(checkout: Checkout) -> None:
         assert done.returncode != 0
         assert "write_report: RuntimeError: broken" in done.stderr
     assert checkout.jobs() == {"write_report": 1}
-    checkout.edit("src/scatterflow/stages/report.py", "raise RuntimeError('broken')", "pages: list[StudyPage] = []")
-    checkout.make()
+
+
+@pytest.mark.parametrize("target", ["all", "evaluate"])
+def test_a_failed_stage_in_the_middle_runs_again(checkout: Checkout, target: str) -> None:
+    """Although all that was made from its old product is still there."""
+    checkout.configure({"models.joint.training.flow.learning_rate": 0.002})
+    checkout.edit("src/scatterflow/stages/train.py", "start = time.monotonic()", "raise RuntimeError('broken')")
+    done = checkout.snakemake(target)
+    assert done.returncode != 0
+    assert "RuntimeError: broken" in done.stderr
     assert (checkout.folder / "results" / "tiny" / "report.html").is_file()
-    assert checkout.jobs() == {}
+    jobs = checkout.jobs(target)
+    assert jobs["train_model"] == 2
+    assert {"infer_posterior", "evaluate_study"} < set(jobs)
 
 
 def test_engines_that_disagree_stop_the_run(checkout: Checkout) -> None:

@@ -1,7 +1,7 @@
 # Likelihood-free baselines on the same simulations; they need no model.
 rule baseline:
     input:
-        made_by("baseline", of_each_study("{study}/baseline/manifest.json")),
+        made_by("baseline"),
     localrule: True
 
 

@@ -70,8 +70,43 @@ def hold_folder():
         pass  # some file systems of clusters know no locks; the stages guard their own folders
 
 
-def made_by(stage, files):
-    """Input of a stage's own rule: what the stage makes.
+# What a stage is made from, directly.
+NEEDS = {
+    "simulate": (),
+    "cross-check": ("simulate",),
+    "preprocess": ("simulate",),
+    "train": ("preprocess",),
+    "baseline": ("preprocess",),
+    "infer": ("train",),
+    "evaluate": ("infer", "baseline"),
+    "report": ("evaluate", "cross-check"),
+}
+
+
+def products(stage):
+    """What a stage leaves, for all studies."""
+    if stage == "report":
+        return [
+            f"{RESULTS}/{name}" for name in ("report.html", "metrics.json", "figures")
+        ]
+    if stage == "train":
+        return all_bundles()
+    name = "metrics" if stage == "evaluate" else "manifest"
+    return of_each_study(f"{{study}}/{stage}/{name}.json")
+
+
+def up_to(stage):
+    """Products of a stage and of all that it is made from, directly or not.
+
+    Asked for one by one: snakemake takes a lost product for needless where what was made from it is still there, so
+    a stage that failed when it was to replace its product would never run again.
+    """
+    earlier = [file for need in NEEDS[stage] for file in up_to(need)]
+    return list(dict.fromkeys(earlier + products(stage)))
+
+
+def made_by(stage):
+    """Input of a stage's own rule: what the stage makes, and what that is made from.
 
     `-R train` and `-f train` force the stage's own rule, which has no output; this hands it on to the one at work.
     """
@@ -79,7 +114,7 @@ def made_by(stage, files):
     def files_of_stage(wildcards):
         if workflow.get_rule(stage.replace("-", "_")) in workflow.dag.forcerules:
             workflow.dag.forcerules.add(workflow.get_rule(WORK[stage]))
-        return files
+        return up_to(stage)
 
     return files_of_stage
 
@@ -123,11 +158,6 @@ def all_bundles():
         for name, study in RUN.studies.items()
         for model in study.models
     ]
-
-
-def products_of_run():
-    """What a run ends with."""
-    return [f"{RESULTS}/{name}" for name in ("report.html", "metrics.json", "figures")]
 
 
 def real_frames(wildcards):

@@ -1,7 +1,7 @@
 # Information gain, errors, calibration: every estimator on the same held-back simulations.
 rule evaluate:
     input:
-        made_by("evaluate", of_each_study("{study}/evaluate/metrics.json")),
+        made_by("evaluate"),
     localrule: True
 
 

@@ -1,7 +1,7 @@
 # Posteriors of held-back simulations, of the expert sample and of real frames, with a verdict on each.
 rule infer:
     input:
-        made_by("infer", of_each_study("{study}/infer/manifest.json")),
+        made_by("infer"),
     localrule: True
 
 

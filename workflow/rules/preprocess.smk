@@ -1,7 +1,7 @@
 # Noise, cut and normalisation: stored counts become features.
 rule preprocess:
     input:
-        made_by("preprocess", of_each_study("{study}/preprocess/manifest.json")),
+        made_by("preprocess"),
     localrule: True
 
 

@@ -1,7 +1,7 @@
 # One job per study: it sees which shards are missing, spreads them over its cores and checks every shard at the end.
 rule simulate:
     input:
-        made_by("simulate", of_each_study("{study}/simulate/manifest.json")),
+        made_by("simulate"),
     localrule: True
 
 

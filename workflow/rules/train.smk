@@ -1,7 +1,7 @@
 # One job per model; several run side by side. A GPU and more cores come from the profile.
 rule train:
     input:
-        made_by("train", all_bundles()),
+        made_by("train"),
     localrule: True
 
 
