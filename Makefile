@@ -28,7 +28,7 @@ data: $(STAMP) ## fetch the real detector frames into $SCATTERFLOW_DATA and chec
 	@$(BIN)/python workflow/scripts/fetch_data.py
 
 .PHONY: test
-test: $(STAMP) ## install, then all tests: unit, property, science, workflow (15 min on 2 cores)
+test: $(STAMP) ## install, then all tests: unit, property, science, workflow, Slurm (20 min on 2 cores)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup -p no:benchmark
 
 .PHONY: check

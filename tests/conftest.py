@@ -23,6 +23,16 @@ def _missing(what: str) -> NoReturn:
     pytest.skip(what)  # the reason is `what`: a machine without frames or browser still runs everything else
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the science tests measured: by how much a comparison holds is worth knowing when it holds, too."""
+    reports = [each for each in terminalreporter.stats.get("passed", []) if each.nodeid.startswith("tests/science/")]
+    lines = [line for each in reports for line in each.capstdout.splitlines() if line.strip()]
+    if lines:
+        terminalreporter.section("measured by the science tests")
+        for line in sorted(lines):
+            terminalreporter.line(line)
+
+
 @pytest.fixture(scope="session")
 def frames_dir() -> Path:
     """Folder of the real detector frames: SCATTERFLOW_DATA, by default ../shared/data beside the repository."""
