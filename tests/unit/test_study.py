@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import scatterflow as sf
 from scatterflow import experiment
@@ -128,3 +129,10 @@ def test_only_values_on_the_border_are_moved_inside() -> None:
     np.testing.assert_allclose(moved[0, ~on_border], expert.values[0, ~on_border], rtol=1e-9)
     np.testing.assert_allclose(study.prior.to_cube(moved)[0, on_border], 0.99)
     assert study.prior.inside(moved).all()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: nothing to refuse")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    study = sf.load_study(DEMO, "multilayer", {"forward.accelerator": "gpu"})
+    with pytest.raises(ConfigError, match=r"forward\.accelerator must be cpu where torch finds no GPU"):
+        study.simulate(study.prior.sample(1))

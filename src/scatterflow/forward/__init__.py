@@ -53,4 +53,9 @@ def derivatives(
 
 
 def _device(accelerator: str) -> str:
+    """torch's name of a processor. Raises ConfigError where it is not there."""
+    import torch
+
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ConfigError("forward.accelerator", "must be cpu where torch finds no GPU", "gpu", "set it to cpu")
     return {"cpu": "cpu", "gpu": "cuda"}[accelerator]
