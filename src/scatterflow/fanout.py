@@ -48,10 +48,16 @@ class Outcome(Generic[R]):
 
 @dataclass(frozen=True)
 class Shared:
-    """What processes on other machines need: a folder on a disk that all see, and which shards are not stored yet."""
+    """What processes on other machines need: a folder on a disk that all see, and which shards are not stored yet.
+
+    `name` is the work's name in a queue. Work that is `alone` uses every core of its task, heeds the signal before a
+    time limit (it raises `Stopped`) and goes on from there when it is started again.
+    """
 
     folder: Path
     missing: Callable[[Sequence[Shard]], list[Shard]]
+    name: str = "simulate"
+    alone: bool = False
 
 
 class Stopped(SystemExit):

@@ -84,11 +84,11 @@ def test_lines_of_a_killed_task(endings: list[str], data: st.DataObject) -> None
         whole = path.read_bytes()
         cut = data.draw(st.integers(0, len(whole)))
         path.write_bytes(whole[:cut])
-        outcomes, begun, offset = task.read(path, 0)
+        outcomes, begun, _, offset = task.read(path, 0)
         assert begun == (cut >= ends[0])
         assert len(outcomes) == sum(end <= cut for end in ends[1:])
         path.write_bytes(whole)
-        later, _, offset = task.read(path, offset)
+        later, _, _, offset = task.read(path, offset)
         assert offset == len(whole)
         assert [outcome.shard for outcome in outcomes + later] == [Shard(n, n + 1) for n in range(len(endings))]
         assert [bool(outcome.error) for outcome in outcomes + later] == [ending == "failed" for ending in endings]
@@ -99,7 +99,7 @@ def test_a_task_started_again_after_a_torn_line(tmp_path: Path) -> None:
     path.write_bytes(b'{"host": "a", "process": 1}\n{"start": 0, "stop": 1, "err')
     task._append(path, {"host": "b", "process": 2})
     task._append(path, {"start": 0, "stop": 1, "error": "", "details": "", "fatal": False})
-    outcomes, begun, _ = task.read(path, 0)
+    outcomes, begun, _, _ = task.read(path, 0)
     assert begun
     assert [outcome.shard for outcome in outcomes] == [Shard(0, 1)]
 
@@ -107,7 +107,7 @@ def test_a_task_started_again_after_a_torn_line(tmp_path: Path) -> None:
 def test_a_task_does_its_shards_and_says_so(tmp_path: Path) -> None:
     path = tmp_path / "task.jsonl"
     task.run(str, [(0, 2), (4, 6)], 1, str(path))
-    outcomes, begun, _ = task.read(path, 0)
+    outcomes, begun, _, _ = task.read(path, 0)
     assert begun
     assert [outcome.shard for outcome in outcomes] == [Shard(0, 2), Shard(4, 6)]
 
@@ -131,18 +131,18 @@ def test_refusals_that_pass_and_others(text: str) -> None:
 
 
 def test_the_state_is_found_again(tmp_path: Path) -> None:
-    first = campaign.load(tmp_path)
+    first = campaign.load(tmp_path, "simulate")
     batch = first.announce([[Shard(0, 1), Shard(1, 2)], [Shard(2, 3)]])
-    (unsure,) = campaign.load(tmp_path).batches
+    (unsure,) = campaign.load(tmp_path, "simulate").batches
     assert (unsure.name, unsure.job) == (batch.name, None)
     first.started(batch, 17)
-    again = campaign.load(tmp_path)
+    again = campaign.load(tmp_path, "simulate")
     assert again.tasks == first.tasks
     assert set(again.tasks) == {(17, 0), (17, 1)}
     assert again.announce([[Shard(3, 4)]]).name != batch.name
     (tmp_path / campaign.STATE).write_text("{}[")
     (tmp_path / f"{batch.name}-0.jsonl").touch()
-    damaged = campaign.load(tmp_path)
+    damaged = campaign.load(tmp_path, "simulate")
     assert not damaged.tasks
     assert damaged.announce([[Shard(3, 4)]]).name != batch.name
 

@@ -39,7 +39,7 @@ def test_slurm_tasks_are_told_even_where_slurm_is_silent(tmp_path: Path, monkeyp
     simulate.run(study, tmp_path, quiet)
     folder = simulate.jobs_folder(Place(tmp_path, study.simulation_identity()))
     assert summarise(folder) is None
-    jobs = campaign.load(folder)
+    jobs = campaign.load(folder, "simulate")
     jobs.started(jobs.announce([[]]), 17)
     (folder / "17_0_log.err").write_text("Traceback\nMemoryError: too much\nsrun: error: task 0\n")
     monkeypatch.setenv("PATH", str(tmp_path))

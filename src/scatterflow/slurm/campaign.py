@@ -49,6 +49,7 @@ class Task:
     state: str = "PENDING"
     node: str = ""
     ended: float | None = None  # when Slurm was first seen to have ended it [s]
+    again: bool = False  # it has stopped in time before its limit, to be started again
 
     @property
     def key(self) -> tuple[int, int]:
@@ -61,6 +62,7 @@ class Campaign:
     """The folder of a fan-out and what is in flight."""
 
     folder: Path
+    name: str  # of its jobs in the queue, before its key
     submitted: int = 0
     batches: list[Batch] = field(default_factory=list)
     tasks: dict[tuple[int, int], Task] = field(default_factory=dict)
@@ -90,7 +92,7 @@ class Campaign:
         """A new batch, on the disk before it is in Slurm."""
         self.submitted += 1
         ranges = tuple(tuple((shard.start, shard.stop) for shard in task) for task in tasks)
-        batch = Batch(name=f"simulate-{self.key}-{self.submitted}", tasks=ranges)
+        batch = Batch(name=f"{self.name}-{self.key}-{self.submitted}", tasks=ranges)
         self.batches.append(batch)
         self.write()
         return batch
@@ -119,14 +121,14 @@ class Campaign:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def load(folder: Path) -> Campaign:
+def load(folder: Path, name: str) -> Campaign:
     """The campaign of a folder, with the tasks that an earlier controller submitted."""
     folder.mkdir(parents=True, exist_ok=True)
-    campaign = Campaign(folder)
+    campaign = Campaign(folder, name)
     state = read_state(folder)
     if state is None:
         # without it nothing is known of earlier batches but their names: take none of these again
-        numbers = [re.fullmatch(r"simulate-[0-9a-f]+-(\d+)-\d+\.jsonl", path.name) for path in folder.iterdir()]
+        numbers = [re.fullmatch(r"[a-z-]+-[0-9a-f]{10}-(\d+)-\d+\.jsonl", path.name) for path in folder.iterdir()]
         campaign.submitted = max((int(found[1]) for found in numbers if found), default=0)
         return campaign
     campaign.submitted, campaign.batches = state.submitted, list(state.batches)

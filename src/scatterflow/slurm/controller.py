@@ -26,9 +26,7 @@ from scatterflow.slurm.options import SlurmOptions
 
 _TOLD_EVERY_S, _TOLD_FIRST_S = 60.0, 5.0
 _GOODBYE_S = 60.0  # so long tasks that are no longer needed get to end (Slurm's KillWait is 30 s)
-# started again after the failure of a node; and submitit's signal before the time limit, which may come a minute early,
-# would cost what is being simulated: a harmless one in its place
-_ALWAYS = {"requeue": True, "signal": "B:CONT@1"}
+_HARMLESS = "B:CONT@1"  # in place of submitit's signal before the time limit, which would cost what is being simulated
 _SETUP = ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"]  # since Slurm 22.05 srun does not take it over by itself
 
 
@@ -59,7 +57,7 @@ class _Controller:
         self, shards: list[Shard], work: Callable[[Shard], Any], shared: Shared, chosen: SlurmOptions, largest: int
     ) -> None:
         self.work, self.shared, self.options, self.largest = work, shared, chosen, largest
-        self.campaign: Campaign = campaigns.load(shared.folder.absolute())
+        self.campaign: Campaign = campaigns.load(shared.folder.absolute(), shared.name)
         self.left = dict.fromkeys(shards)
         self.waiting: deque[list[list[Shard]]] = deque()
         self.done: list[Shard] = []
@@ -73,9 +71,7 @@ class _Controller:
     def run(self) -> Iterator[Outcome[Any]]:
         yield from self._attach()
         flying = {shard for each in self.campaign.tasks.values() for shard in each.left}
-        tasks = campaigns.share(
-            [shard for shard in self.left if shard not in flying], self.options.tasks, self.options.cpus
-        )
+        tasks = self._share([shard for shard in self.left if shard not in flying])
         self.first = max(1, len(tasks) + len(self.campaign.tasks))
         self.waiting.extend(campaigns.batches(tasks, self.largest))
         while self.left:
@@ -85,6 +81,11 @@ class _Controller:
             yield from self._end(self._lines())
             yield from self._collect()
         self._settle()
+
+    def _share(self, shards: list[Shard]) -> list[list[Shard]]:
+        if self.shared.alone:
+            return [[shard] for shard in shards]
+        return campaigns.share(shards, self.options.tasks, self.options.cpus)
 
     def _attach(self) -> Iterator[Outcome[Any]]:
         """Follow what an earlier controller has submitted; a batch that it was just submitting is cancelled."""
@@ -149,20 +150,29 @@ class _Controller:
             ntasks_per_node=1,
             array_parallelism=chosen.parallel or len(batch.tasks),
             setup=_SETUP,
-            additional_parameters=_ALWAYS,
+            additional_parameters=self._additional(),
         )
         indices = range(len(batch.tasks))
+        workers = 1 if self.shared.alone else chosen.cpus
         lines = [str(self.campaign.lines(batch.name, index)) for index in indices]
         with _outside():
             try:
                 jobs = executor.map_array(
-                    task.run, [self.work] * len(lines), batch.tasks, [chosen.cpus] * len(lines), lines
+                    task.run, [self.work] * len(lines), batch.tasks, [workers] * len(lines), lines
                 )
             except FailedJobError as error:
                 site = {"partition": chosen.partition, "account": chosen.account, "qos": chosen.qos}
                 asked = ", ".join(f"{name} {value}" for name, value in site.items() if value)
                 raise commands.refusal("sbatch", str(error), f" ({asked})" if asked else "") from None
         return int(jobs[0].job_id.split("_")[0])
+
+    def _additional(self) -> dict[str, Any]:
+        """Options of sbatch that submitit has no name for."""
+        warned = self.shared.alone  # the others lose the shard at work at most
+        chosen: dict[str, Any] = {"signal": f"USR2@{self.options.warning_s}" if warned else _HARMLESS}
+        if self.options.gres:
+            chosen["gres"] = self.options.gres
+        return chosen | {"requeue": True}  # started again after the failure of a node, and after preemption
 
     def _look(self) -> None:
         """Ask Slurm once which tasks have ended."""
@@ -200,9 +210,11 @@ class _Controller:
         """What tasks have written down since the last look."""
         ended: list[Outcome[Any]] = []
         for each in self.campaign.tasks.values():
-            outcomes, begun, each.offset = task.read(self.campaign.lines(each.batch, each.index), each.offset)
-            each.begun = each.begun or begun
-            ended += outcomes
+            said = task.read(self.campaign.lines(each.batch, each.index), each.offset)
+            each.offset = said.offset
+            each.begun = each.begun or said.begun
+            each.again = said.again if said.begun or said.again else each.again
+            ended += said.outcomes
         return ended
 
     def _end(self, outcomes: Iterable[Outcome[Any]]) -> Iterator[Outcome[Any]]:
@@ -234,7 +246,9 @@ class _Controller:
         why = ""
         for each in gone:
             left = [shard for shard in each.left if shard in still]
-            if left:
+            if left and each.again:  # it has kept what it has done: this is no failure, however often
+                why, alone = "the time limit was near", alone + [[shard] for shard in left]
+            elif left:
                 self.lost += 1
                 why = self._why(each)
                 suspects = left[: self.options.cpus] if each.begun else left  # at work when it ended
@@ -254,7 +268,7 @@ class _Controller:
                 f"{self.lost} tasks in a row that finished none; the last: {why}",
                 "mend it and run the same command again: what is finished is kept",
             )
-        tasks = alone + campaigns.share(others, self.options.tasks, self.options.cpus)
+        tasks = alone + self._share(others)
         if tasks:
             number = len(alone) + len(others)
             say(f"slurm: {number} shard{'s' if number > 1 else ''} submitted again ({why})")

@@ -23,10 +23,14 @@ class SlurmOptions(Section):
     partition: _Name = option(None, help="partition of the tasks; none: the cluster's default")
     account: _Name = option(None, help="account that pays; none: the user's default")
     qos: _Name = option(None, help="quality of service; none: the cluster's default")
-    cpus: int = option(1, ge=1, help="cores of a task, each simulates one shard at a time")
+    gres: _Name = option(None, help="what else a task asks for, as sbatch --gres takes it: gpu:1")
+    cpus: int = option(1, ge=1, help="cores of a task; simulations use each for one shard at a time")
     memory_mb: int = option(2000, ge=100, help="memory per core", unit="MB")
     minutes: int = option(
         60, ge=1, help="time limit of a task; what it has not finished is submitted again", unit="min"
+    )
+    warning_s: int = option(
+        120, ge=1, le=65535, help="so long before its time limit training writes a checkpoint and ends", unit="s"
     )
     tasks: int = option(200, ge=1, help="at most so many tasks: each gets an equal share of the shards")
     parallel: int | None = option(None, ge=1, help="at most so many tasks run at once; none: as many as Slurm starts")
@@ -42,7 +46,7 @@ def from_environment() -> SlurmOptions:
     for variable, text in os.environ.items():
         name = variable.removeprefix(PREFIX).lower()
         if variable.startswith(PREFIX) and text:
-            given[name] = text if name in ("partition", "account", "qos") else parse_yaml(text, variable)
+            given[name] = text if name in ("partition", "account", "qos", "gres") else parse_yaml(text, variable)
     return validate(SlurmOptions, given, f"environment variables {PREFIX}*")
 
 

@@ -10,10 +10,10 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scatterflow import fanout
 from scatterflow.fanout import Outcome
@@ -23,13 +23,24 @@ from scatterflow.manifest import Shard
 def run(work: Callable[[Shard], Any], shards: Sequence[tuple[int, int]], workers: int, lines: str) -> None:
     """Do `work` on the ranges in `workers` processes and append a line per ended shard to the file `lines`."""
     path = Path(lines)
-    with fanout.stop_on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    with _noted(path), fanout.stop_on_signals(signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         _append(path, {"host": socket.gethostname(), "process": os.getpid()})
         ranges = [Shard(start, stop) for start, stop in shards]
         with closing(fanout.run_shards(ranges, work, workers)) as outcomes:
             for outcome in outcomes:
                 ending = {"error": outcome.error, "details": outcome.details, "fatal": outcome.fatal}
                 _append(path, {"start": outcome.shard.start, "stop": outcome.shard.stop, **ending})
+
+
+@contextmanager
+def _noted(path: Path) -> Iterator[None]:
+    """Say so where the signal before the time limit ended the task: it is to be started again."""
+    try:
+        yield
+    except fanout.Stopped as stop:
+        if stop.signal_name == "SIGUSR2":
+            _append(path, {"again": True})
+        raise
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
@@ -40,8 +51,17 @@ def _append(path: Path, line: dict[str, Any]) -> None:
         os.fsync(handle.fileno())
 
 
-def read(path: Path, offset: int) -> tuple[list[Outcome[Any]], bool, int]:
-    """Outcomes in whole lines beyond `offset`, whether the task has begun, and the next offset.
+class Said(NamedTuple):
+    """What a task has written: shards that have ended, whether it has begun, whether it is to be started again."""
+
+    outcomes: list[Outcome[Any]]
+    begun: bool
+    again: bool
+    offset: int  # where to read on
+
+
+def read(path: Path, offset: int) -> Said:
+    """What stands in whole lines beyond `offset`.
 
     A line that a killed task has left torn is passed over: its shard counts as not ended.
     """
@@ -50,17 +70,18 @@ def read(path: Path, offset: int) -> tuple[list[Outcome[Any]], bool, int]:
             handle.seek(offset)
             content = handle.read()
     except FileNotFoundError:
-        return [], False, offset
+        return Said([], begun=False, again=False, offset=offset)
     whole = content[: content.rfind(b"\n") + 1]
-    outcomes, begun = [], False
+    outcomes, begun, again = [], False, False
     for line in whole.splitlines():
         try:
             found = json.loads(line)
             begun = begun or "host" in found
+            again = "again" in found or (again and "host" not in found)  # the last start counts
             if "start" in found:
                 shard = Shard(int(found["start"]), int(found["stop"]))
                 error, details = str(found["error"]), str(found["details"])
                 outcomes.append(Outcome[Any](shard, error=error, details=details, fatal=bool(found["fatal"])))
         except (ValueError, TypeError, KeyError):
             continue  # torn
-    return outcomes, begun, offset + len(whole)
+    return Said(outcomes, begun, again, offset + len(whole))
