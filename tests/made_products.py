@@ -239,9 +239,10 @@ def make_products(folder: Path, study: Study, seed: int = 7) -> None:
         },
         "abc_library": {"n": 3500, "seconds_per_observation": 0.01},
         "cost": {
-            stage: {"seconds": s, "core_seconds": 1.9 * s, "max_rss_mb": 400.0 + s}
-            for stage, s in {"simulate": 120.0, "preprocess": 4.2, "train summary-maf": 95.0, "train maf-profile": 31.0,
-                             "baseline": 6.0, "infer": 22.0, "evaluate": 14.0}.items()
+            job: {"seconds": s, "core_seconds": 1.9 * s, "max_rss_mb": 400.0 + s}
+            for job, s in {"simulate_study": 120.0, "preprocess_study": 4.2, "train_model.summary-maf": 95.0,
+                           "train_model.maf-profile": 31.0, "run_baselines": 6.0, "infer_posterior": 22.0,
+                           "evaluate_study": 14.0}.items()
         },
         "sensitivity": evaluate.sensitivity(study, theta_of_fisher(study)),
         "identity": {"simulations": study.simulation_identity(), "features": study.features_identity()},

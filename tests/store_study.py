@@ -13,6 +13,8 @@ import numpy as np
 import xarray as xr
 
 from scatterflow.config.forward import ForwardConfig
+from scatterflow.config.observe import ObserveConfig
+from scatterflow.config.preprocess import PreprocessConfig
 from scatterflow.config.simulate import SimulateConfig
 from scatterflow.config.study import StudyConfig
 from scatterflow.errors import ScatterflowError, SimulationError
@@ -70,11 +72,13 @@ def tiny(simulations: int = 40, shard_size: int = 10, chunk_size: int = 5, worke
         chunk_size=chunk_size,
         workers=workers,
     )
-    config = StudyConfig.model_construct(  # without the sections that simulations do not depend on
+    config = StudyConfig.model_construct(  # without the sections that simulations and features do not depend on
         kind="multilayer",
         instrument=instrument(views=VIEWS),
         sample=sample(),
         forward=ForwardConfig(),
+        observe=ObserveConfig(),
+        preprocess=PreprocessConfig(),
         simulate=numbers,
     )
     return Tiny("multilayer", config, 7, "tiny", **faults)

@@ -180,9 +180,9 @@ class Batches:
     """Batches of one epoch.
 
     Shuffled (with a seed), the order depends on (seed, epoch) only, so a resumed training sees what an undisturbed one
-    would have seen: blocks in random order, rows in random order within a block, what is left of a block before the next.
-    The incomplete last batch is left out. Each of `world` processes gets every `world`-th row of a block. A thread loads
-    the next block meanwhile: memory holds two blocks and a batch.
+    would have seen, also from the middle of an epoch (`after`): blocks in random order, rows in random order within a
+    block, what is left of a block before the next. The incomplete last batch is left out. Each of `world` processes gets
+    every `world`-th row of a block. A thread loads the next block meanwhile: memory holds two blocks and a batch.
     """
 
     rows: Source
@@ -198,19 +198,25 @@ class Batches:
         return share // size if self.seed is not None else -(-share // size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        epoch, blocks = self.epoch(), len(self.rows.borders()) - 1
-        generator = torch.Generator()
+        return self.after(0)
+
+    def after(self, done: int) -> Iterator[tuple[Tensor, ...]]:
+        """The batches that follow the first `done` of the epoch; blocks that only these needed are not loaded."""
+        epoch, rows = self.epoch(), np.diff(self.rows.borders()).tolist()
+        order = list(range(len(rows)))
         if self.seed is not None:
-            generator.manual_seed(seeds.integer(self.seed, f"order of epoch {epoch}"))
-        order = range(blocks) if self.seed is None else torch.randperm(blocks, generator=generator).tolist()
-        size = min(self.size, sum(self._share(int(rows)) for rows in np.diff(self.rows.borders())))
+            order = self._shuffled(f"order of epoch {epoch}", len(rows)).tolist()
+        shares = [self._share(rows[block]) for block in order]
+        size = min(self.size, sum(shares))
+        start = done * size  # rows that were used before
+        while order and start >= shares[0]:
+            start, order, shares = start - shares[0], order[1:], shares[1:]
         left: tuple[Tensor, ...] = ()  # rows of earlier blocks that did not fill a batch
-        for block in self._blocks(epoch, order):
+        for number, block in zip(order, self._blocks(epoch, order), strict=True):
             own = torch.arange(len(block))
             if self.seed is not None:
-                own = torch.randperm(len(block), generator=generator)
+                own = self._shuffled(f"block {number} of epoch {epoch}", len(block))
             own = own[self.rank :: self.world][: self._share(len(block))]
-            start = 0
             while (missing := size - (len(left[0]) if left else 0)) <= len(own) - start:
                 batch = block.take(own[start : start + missing])
                 yield tuple(map(torch.cat, zip(left, batch, strict=True))) if left else batch
@@ -218,13 +224,19 @@ class Batches:
             if start < len(own):
                 rest = block.take(own[start:])
                 left = tuple(map(torch.cat, zip(left, rest, strict=True))) if left else rest
+            start = 0
         if left and self.seed is None:
             yield left
 
+    def _shuffled(self, name: str, number: int) -> Tensor:
+        """The numbers below `number` in random order."""
+        assert self.seed is not None
+        return torch.randperm(number, generator=torch.Generator().manual_seed(seeds.integer(self.seed, name)))
+
     def _blocks(self, epoch: int, order: Sequence[int]) -> Iterator[Rows]:
         """The blocks in this order; the next one is loaded while the last is used."""
-        if len(order) == 1:
-            yield self.rows.block(epoch, order[0])
+        if len(order) < 2:
+            yield from (self.rows.block(epoch, number) for number in order)
             return
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
             ahead = pool.submit(self.rows.block, epoch, order[0])

@@ -91,8 +91,10 @@ def exclusive(folder: Path) -> Iterator[None]:
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         handle.flush()
-        yield
-        handle.truncate(0)
+        try:
+            yield
+        finally:
+            handle.truncate(0)
 
 
 def _lock(handle: TextIO) -> bool:

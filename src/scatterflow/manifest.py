@@ -19,6 +19,7 @@ from scatterflow.files import write_atomic
 
 FORMAT = 1
 STAGE = "simulate"
+_STORES = {STAGE: "store", "preprocess": "features"}  # what a stage's store is called
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Index = Annotated[int, Field(ge=0)]
 
@@ -34,20 +35,21 @@ class Shard(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where the simulations of one identity live below `results/<run>/<study>/`."""
+    """Where what a stage stores of one identity lives below `results/<run>/<study>/`."""
 
     study_folder: Path
     identity: str
+    stage: str = STAGE
 
     @property
     def folder(self) -> Path:
         """The stage's folder."""
-        return self.study_folder / STAGE
+        return self.study_folder / self.stage
 
     @property
     def store(self) -> Path:
         """The Zarr store."""
-        return self.folder / f"store-{self.identity[:12]}.zarr"
+        return self.folder / f"{_STORES[self.stage]}-{self.identity[:12]}.zarr"
 
     @property
     def records(self) -> Path:
@@ -120,7 +122,9 @@ class StoreManifest(_Document):
     identity: Sha256 = option(help="identity of the simulations")
     study: str = option(help="name of the study")
     kind: str = option(help="technique of the study")
-    store: str = option(help="folder of the store, relative to this file", pattern=r"^store-[0-9a-f]{12}\.zarr$")
+    store: str = option(
+        help="folder of the store, relative to this file", pattern=r"^(store|features)-[0-9a-f]{12}\.zarr$"
+    )
     simulations: int = option(gt=0, help="the first rows of the store that this manifest covers; it may hold more")
     shard_size: int = option(gt=0, help="simulations per shard")
     views: tuple[str, ...] = option(help="views stored")
@@ -133,6 +137,7 @@ class StoreManifest(_Document):
     core_seconds: float = option(ge=0, help="time of all shards, summed over cores", unit="s")
     wall_seconds: float = option(ge=0, help="time during which at least one shard was being computed", unit="s")
     versions: dict[str, str] = option(help="versions of Python and the libraries")
+    splits: dict[str, Index] = option({}, help="simulations of each role (features only)")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -170,7 +175,8 @@ def write(path: Path, document: _Document) -> None:
 def read(path: Path, kind: type[Document]) -> Document:
     """The document in `path`. Raises StoreError if it is missing, unreadable or not of this kind and format."""
     what = f"{path}"
-    remedy = "run `scatterflow simulate` again: it makes what is missing"
+    stage = next((stage for stage in _STORES if stage in path.parts[-3:-1]), STAGE)
+    remedy = f"run `scatterflow {stage}` again: it makes what is missing"
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -190,10 +196,14 @@ def plan(simulations: int, shard_size: int) -> tuple[Shard, ...]:
     return tuple(Shard(start, start + shard_size) for start in range(0, simulations, shard_size))
 
 
-def read_records(place: Place) -> dict[Shard, ShardRecord]:
-    """The valid records of the place's identity; damaged ones and those of another identity count as missing."""
+def read_records(place: Place, shards: Iterable[Shard] | None = None) -> dict[Shard, ShardRecord]:
+    """The valid records of the place's identity; damaged ones and those of another identity count as missing.
+
+    Of all shards, or of `shards` only.
+    """
     records = {}
-    for path in sorted(place.records.glob("*.json")):
+    paths = sorted(place.records.glob("*.json")) if shards is None else map(place.record, shards)
+    for path in paths:
         try:
             record = read(path, ShardRecord)
         except StoreError:
@@ -201,6 +211,16 @@ def read_records(place: Place) -> dict[Shard, ShardRecord]:
         if record.identity == place.identity and path == place.record(record.shard):
             records[record.shard] = record
     return records
+
+
+def hashes(records: Mapping[Shard, ShardRecord]) -> dict[Shard, dict[str, str]]:
+    """sha256 of each array of the shards that are stored."""
+    return {shard: record.sha256 for shard, record in records.items() if record.state == "ok"}
+
+
+def stage_of(store: Path) -> str:
+    """The stage that makes a store, by the store's name."""
+    return next((stage for stage, name in _STORES.items() if store.name.startswith(f"{name}-")), STAGE)
 
 
 def wall_seconds(records: Iterable[ShardRecord]) -> float:

@@ -68,11 +68,13 @@ def versions(
     packages: Iterable[str] = ("numpy", "torch", "bornagain", "xarray", "zarr", "nflows", "sbi"),
 ) -> dict[str, str]:
     """Versions of Python, of scatterflow and of `packages`, read from their metadata (nothing is imported)."""
-    found = {"python": platform.python_version()}
-    for name in (PACKAGE, *packages):
-        if importlib.util.find_spec(name) is not None:
-            found[name] = importlib.metadata.version(name)
-    return found
+    found = {name: _version(name) for name in (PACKAGE, *packages)}
+    return {"python": platform.python_version()} | {name: version for name, version in found.items() if version}
+
+
+@lru_cache
+def _version(package: str) -> str | None:
+    return importlib.metadata.version(package) if importlib.util.find_spec(package) is not None else None
 
 
 def git_commit(folder: Path | None = None) -> str:
@@ -99,9 +101,11 @@ _STAGE_MODULES = {
         "scatterflow.stages.train",
         "scatterflow.models",
         "scatterflow.training",
+        "scatterflow.checkpoint",
         "scatterflow.data",
         "scatterflow.verdict",
     ),
+    "sweep": ("scatterflow.stages.sweep", "scatterflow.trials"),
     "baseline": (
         "scatterflow.stages.baseline",
         "scatterflow.stages.posteriors",
@@ -122,6 +126,11 @@ _STAGE_MODULES = {
     "evaluate": ("scatterflow.stages.evaluate", "scatterflow.diagnostics", "scatterflow.fisher"),
     "report": ("scatterflow.stages.report", "scatterflow.report"),
 }
+
+
+def stage_source(stage: str) -> str:
+    """Hash of a stage's code."""
+    return source_hash(*_STAGE_MODULES[stage])
 
 
 def stage_params(run: RunConfig, study_name: str | None, stage: str, model: str | None = None) -> dict[str, Any]:
@@ -145,6 +154,10 @@ def stage_params(run: RunConfig, study_name: str | None, stage: str, model: str 
         return params | {"identity": study.simulation_identity(), "engines": study.engines_hash(), **checked}
     if stage == "preprocess":
         return params | {"identity": study.features_identity(), **rows}
+    if stage == "sweep":
+        from scatterflow.trials import sweep_identity, trials
+
+        return params | {"trials": sweep_identity(trials(study))}
     if stage == "train":
         assert model is not None
         return params | {

@@ -1,9 +1,9 @@
-"""The Zarr store of simulations: create, write a shard, read.
+"""The Zarr stores of simulations and of their features: create, write a shard, read.
 
-Dims `simulation`, `z_<view>`, `y_<view>`, `parameter`; arrays: one per view (float32 expected counts, NaN = missing),
-`parameters` (float64) and `status` (uint8: 0 missing, 1 ok, 2 failed). The shard is the unit of writing: a writer owns
-whole shards, so writers never share a file. Each chunk inside carries a CRC-32C, so a flipped bit never reads as data.
-Nothing in a store depends on time or machine: equal configurations give equal bytes.
+Dims `simulation`, `z_<view>`, `y_<view>`, `parameter`; arrays: one per view (float32 expected counts, NaN = missing), or
+one per feature and mask, `parameters` (float64) and `status` (uint8: 0 missing, 1 ok, 2 failed). The shard is the unit of
+writing: a writer owns whole shards, so writers never share a file. Each chunk inside carries a CRC-32C, so a flipped bit
+never reads as data. Nothing in a store depends on time or machine: equal configurations give equal bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 import zarr
@@ -37,8 +37,11 @@ PARAMETERS, STATUS = "parameters", "status"
 _CHUNK_BYTES = 4_000_000  # inner chunks of 1-10 MB: small enough to read a few rows, large enough for a parallel disk
 _CODECS = (ZstdCodec(level=3), Crc32cCodec())  # the default has no checksum: flipped bits would read as data
 ROOT = "zarr.json"  # metadata of the store itself
-_REMEDY = "run `scatterflow simulate` again: it makes what is missing or damaged"
 Arrays = dict[str, NDArray[Any]]
+
+
+def _remedy(path: Path) -> str:
+    return f"run `scatterflow {manifest.stage_of(path)}` again: it makes what is missing or damaged"
 
 
 def create(
@@ -47,7 +50,8 @@ def create(
     """Make the store at `path`, extend it to `simulations` rows, or mend its metadata: only what is needed.
 
     `example` is the simulation of at least one row, a variable (simulation, z_<view>, y_<view>) per view with its
-    coordinates; `theta` the parameters (simulation, parameter) of such rows. Shards that were written stay untouched.
+    coordinates (or of features); `theta` the parameters (simulation, parameter) of such rows. Shards that were written
+    stay untouched.
     """
     for left in path.parent.glob(f"{path.stem}-*{PARTIAL}"):
         shutil.rmtree(left, ignore_errors=True)  # of a killed process
@@ -60,6 +64,8 @@ def create(
             if file.is_file() and not (place.is_file() and same(place, file)):
                 place.parent.mkdir(parents=True, exist_ok=True)
                 write_atomic(place, file.read_bytes())
+        for stray in {file.name for file in path.iterdir() if file.is_dir()} - {file.name for file in new.iterdir()}:
+            shutil.rmtree(path / stray)  # an array that stores of this identity no longer have
 
 
 def _same_bytes(old: Path, new: Path) -> bool:
@@ -79,6 +85,8 @@ def _write_template(
     path: Path, example: xr.Dataset, theta: xr.DataArray, rows: int, shard_size: int, attrs: Mapping[str, Any]
 ) -> None:
     """Metadata and coordinates of a store of `rows` simulations, no simulation in it."""
+    import dask.array as da  # not what a task needs, and a second of its time
+
     texts = {name: ("parameter", theta[name].values.astype(object)) for name in ("parameter", "unit")}
     template = example.drop_vars(["simulation", *example.data_vars], errors="ignore").assign_coords(texts)
     template["parameter"].attrs["long_name"] = "name of the parameter"
@@ -86,14 +94,15 @@ def _write_template(
     plain = {"compressors": _CODECS, "_FillValue": None}
     encoding: dict[str, dict[str, Any]] = {str(name): dict(plain) for name in template.coords}
     for name, variable in _variables(example, theta).items():
-        shape, fill = variable.shape[1:], MISSING if name == STATUS else np.nan
+        shape, fill = variable.shape[1:], np.nan if variable.dtype.kind == "f" else MISSING
         blank = da.full(  # type: ignore[no-untyped-call]  # dask has no types
-            (rows, *shape), fill, dtype=variable.dtype, chunks=(shard_size, *shape)
-        )
+            (rows, *shape), fill, dtype=variable.dtype, chunks=-1
+        )  # never computed: one chunk, however many shards
         template[name] = (variable.dims, blank, variable.attrs)
         inner = _inner_rows(shard_size, math.prod(shape) * variable.dtype.itemsize)
         cut = {"chunks": (inner, *shape), "shards": (shard_size, *shape)}
-        encoding[name] = {**plain, **cut, "fill_value": fill}
+        kind = {"dtype": variable.dtype} if variable.dtype.kind == "b" else {}  # else xarray stores them as int8
+        encoding[name] = {**plain, **cut, **kind, "fill_value": fill}
     template.attrs = dict(attrs)
     template.to_zarr(path, mode="w", compute=False, encoding=encoding, zarr_format=3, consolidated=False)
 
@@ -101,7 +110,7 @@ def _write_template(
 def _variables(example: xr.Dataset, theta: xr.DataArray) -> dict[str, xr.Variable]:
     """An empty variable per array of the store, with its dims, dtype and attributes."""
     found = {
-        str(name): xr.Variable(array.dims, np.empty((0, *array.shape[1:]), np.float32), array.attrs)
+        str(name): xr.Variable(array.dims, np.empty((0, *array.shape[1:]), array.dtype), array.attrs)
         for name, array in example.items()
     }
     text = {"units": "see coordinate unit", "long_name": "sample parameters"}
@@ -124,13 +133,13 @@ def _line(error: BaseException) -> str:
 def _open(path: Path, mode: Any) -> zarr.Group:
     """The store without its consolidated metadata, which lag behind while it is extended."""
     if not (path / ROOT).is_file():
-        raise StoreError(f"store {path}", "must be a Zarr store", f"no {ROOT} in it", _REMEDY)
+        raise StoreError(f"store {path}", "must be a Zarr store", f"no {ROOT} in it", _remedy(path))
     try:
         return zarr.open_group(path, mode=mode, use_consolidated=False)
     except OSError as error:
         raise disk_error(path, error) from error
     except Exception as error:  # whatever damaged metadata make the library raise
-        raise StoreError(f"store {path}", "must have whole metadata", _line(error), _REMEDY) from error
+        raise StoreError(f"store {path}", "must have whole metadata", _line(error), _remedy(path)) from error
 
 
 @dataclass(frozen=True)
@@ -169,7 +178,7 @@ def layout(path: Path) -> Layout:
         sizes = {array.shards[0] for array in found.values() if array.shards is not None}
         (shard_size,), (simulations,) = sizes, {array.shape[0] for array in found.values()}
     except Exception as error:  # whatever damaged metadata make the library raise
-        raise StoreError(f"store {path}", "must have whole metadata", _line(error), _REMEDY) from error
+        raise StoreError(f"store {path}", "must have whole metadata", _line(error), _remedy(path)) from error
     arrays = {name: (array.shape[1:], np.dtype(array.dtype)) for name, array in found.items()}
     return Layout(path, simulations, shard_size, arrays)
 
@@ -221,18 +230,30 @@ def _write(where: Layout, shard: Shard, arrays: Mapping[str, NDArray[Any]]) -> N
             assert isinstance(array, zarr.Array)  # `layout` has listed it among the arrays
             file.unlink(missing_ok=True)  # zarr reads what it overwrites, and fails if that is damaged
             array[shard.start : shard.stop] = arrays[name]
-            relative = file.relative_to(where.path)
-            for place in (relative, *relative.parents):  # the file, then the folders that name it
-                sync(where.path / place)
+            for path in (file, *file.parents):  # the file, then the folders that name it
+                if path == where.path:
+                    break
+                sync(path)
+        sync(where.path)
+
+
+def reader(where: Layout) -> Callable[[Shard], Arrays]:
+    """What reads all arrays of a shard, decoded; it raises StoreError if one is missing or its checksums disagree."""
+    arrays = {name: _Rows(where, name) for name in where.arrays}
+
+    def read(shard: Shard) -> Arrays:
+        for file in where.files(shard):
+            if not file.is_file():
+                got = f"{file.relative_to(where.path)} is missing"
+                raise StoreError(f"shard {shard} of {where.path}", "must be whole", got, _remedy(where.path))
+        return {name: array[slice(*shard)] for name, array in arrays.items()}
+
+    return read
 
 
 def read_shard(where: Layout, shard: Shard) -> Arrays:
     """All arrays of one shard, decoded. Raises StoreError if it is missing or its checksums disagree."""
-    for file in where.files(shard):
-        if not file.is_file():
-            got = f"{file.relative_to(where.path)} is missing"
-            raise StoreError(f"shard {shard} of {where.path}", "must be whole", got, _REMEDY)
-    return {name: _Rows(where, name)[slice(*shard)] for name in where.arrays}
+    return reader(where)(shard)
 
 
 class _Rows:
@@ -244,14 +265,20 @@ class _Rows:
         self.shape = (where.simulations, *row)
         self.ndim = len(self.shape)
 
-    def __getitem__(self, key: Any) -> NDArray[Any]:
+    @cached_property
+    def _array(self) -> zarr.Array[Any]:
         array = _open(self.path, "r")[self.name]
         assert isinstance(array, zarr.Array)  # `layout` has listed it among the arrays
+        return array
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
         try:
-            return np.asarray(array[key])
+            return np.asarray(self._array[key])
+        except StoreError:
+            raise
         except Exception as error:  # whatever a damaged file makes the codecs raise
             what = f"{self.name} of {self.path}, rows {key[0] if isinstance(key, tuple) else key}"
-            raise StoreError(what, "must be whole", _line(error), _REMEDY) from error
+            raise StoreError(what, "must be whole", _line(error), _remedy(self.path)) from error
 
 
 def finalise(path: Path) -> None:
@@ -284,7 +311,9 @@ def check_consolidated(path: Path, simulations: int) -> None:
     except (OSError, ValueError, LookupError, TypeError):
         same = False
     if not same:
-        raise StoreError(f"consolidated metadata of store {path}", "must repeat those of the arrays", remedy=_REMEDY)
+        raise StoreError(
+            f"consolidated metadata of store {path}", "must repeat those of the arrays", remedy=_remedy(path)
+        )
 
 
 def digest(values: NDArray[Any]) -> str:
@@ -304,16 +333,20 @@ def open_store(path: str | Path) -> xr.Dataset:
         entry = manifest.read(path, manifest.StoreManifest)
         path, simulations = path.parent / entry.store, entry.simulations
         if attributes(path).get("identity") != entry.identity:
-            raise StoreError(f"store {path}", f"must be the one of {entry.identity[:12]}", "another", _REMEDY)
+            raise StoreError(f"store {path}", f"must be the one of {entry.identity[:12]}", "another", _remedy(path))
     where = layout(path)
     for shard in manifest.plan(min(simulations or where.simulations, where.simulations), where.shard_size):
         for file in where.files(shard):
             if not file.is_file():
-                raise StoreError(f"store {path}", "must be complete", f"{file.relative_to(path)} is missing", _REMEDY)
+                raise StoreError(
+                    f"store {path}", "must be complete", f"{file.relative_to(path)} is missing", _remedy(path)
+                )
     dataset = lazy(where).isel(simulation=slice(simulations))
     unfinished = int((dataset[STATUS] != OK).sum()) + max(0, (simulations or 0) - where.simulations)
     if unfinished:
-        raise StoreError(f"store {path}", "must be complete", f"{unfinished} simulations missing or failed", _REMEDY)
+        raise StoreError(
+            f"store {path}", "must be complete", f"{unfinished} simulations missing or failed", _remedy(path)
+        )
     return dataset
 
 
@@ -326,11 +359,15 @@ def _plain_text(variable: xr.Variable) -> xr.Variable:
 
 def lazy(where: Layout) -> xr.Dataset:
     """The store as it is, complete or not, coordinates in memory."""
+    import dask.array as da  # see above
+
     try:
         dataset = xr.open_zarr(where.path, chunks=None, consolidated=False, mask_and_scale=False)
         coordinates = {name: _plain_text(dataset.coords[name].load().variable) for name in dataset.coords}
     except Exception as error:  # whatever a damaged file makes the libraries raise
-        raise StoreError(f"coordinates of store {where.path}", "must be whole", _line(error), _REMEDY) from error
+        raise StoreError(
+            f"coordinates of store {where.path}", "must be whole", _line(error), _remedy(where.path)
+        ) from error
     index = np.arange(where.simulations)
     coordinates["simulation"] = xr.Variable("simulation", index, {"units": "1", "long_name": "index of the simulation"})
     result = xr.Dataset(coords=coordinates, attrs=dataset.attrs)

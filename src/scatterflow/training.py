@@ -1,44 +1,40 @@
 """One trainer (Lightning) for all models: schedule, early stopping, time budget, checkpoint and resume, history.
 
-Every epoch's random numbers come from (seed, epoch): order of the rows, dropout and latent variables. So a training that
-was killed and continues from its last checkpoint ends with the weights of an undisturbed one, bit by bit on a CPU with
-the same number of threads.
+Every step's random numbers (dropout, latent variables) come from (seed, epoch, step), the order of the rows from (seed,
+epoch). So a training that was killed or stopped and continues from its last checkpoint, also in the middle of an epoch,
+ends with the weights of an undisturbed one, bit by bit on a CPU with the same number of threads.
 
 Importing this module imports Lightning (seconds): only training does.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import logging
-import math
-import pickle
-import time
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 
-from scatterflow import files, seeds
+from scatterflow import checkpoint, files, seeds
+from scatterflow.checkpoint import Keeper
 from scatterflow.config.training import PhaseConfig, TrainingConfig
 from scatterflow.data import Batches, Source
-from scatterflow.errors import ScatterflowError, StoreError
-from scatterflow.progress import Advance, Tracker, duration, quiet, say, track
+from scatterflow.errors import ConfigError
+from scatterflow.history import Epoch, History
+from scatterflow.interruption import heeded
+from scatterflow.progress import Tracker, duration, quiet, say, track
 from scatterflow.provenance import digest
 
 _VALIDATION_ROWS = 256  # rows per validation step: bounds memory, changes nothing
-_WARM_UP = 100  # steps over which the learning rate of the cosine schedule rises
-Stop = Literal["epochs", "patience", "budget"]
+_GIVEN = ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS")  # variables in which Slurm names the GPUs of a job
 
 
 class Task(Protocol):
@@ -46,44 +42,6 @@ class Task(Protocol):
 
     def loss(self, *batch: Tensor) -> Tensor:
         """Loss of each row, (row,)."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of the history. Losses are means over rows; `seconds` counts from the start of the phase.
-
-    `stopped` says in the last epoch of a phase why it was the last.
-    """
-
-    phase: str
-    epoch: int
-    seconds: float
-    train_loss: float
-    val_loss: float
-    lr: float
-    stopped: Stop | Literal[""] = ""
-
-
-@dataclass(frozen=True)
-class History:
-    """How a phase went: its epochs, why it stopped, which epoch's weights were kept."""
-
-    epochs: tuple[Epoch, ...]
-    stopped: Stop
-    best_epoch: int
-    best_loss: float
-    seconds: float
-
-    def summary(self) -> dict[str, Any]:
-        """Plain JSON, without the epochs."""
-        return {
-            "phase": self.epochs[0].phase,
-            "epochs": len(self.epochs),
-            "stopped": self.stopped,
-            "best_epoch": self.best_epoch,
-            "best_loss": self.best_loss,
-            "seconds": round(self.seconds, 3),
-        }
 
 
 def fit(
@@ -104,54 +62,55 @@ def fit(
     """Train `module` (see `Task`) in place, on the weights with the best validation loss.
 
     `folder` receives `history.csv` (the epochs of `earlier` phases first) and the checkpoint `<name>.ckpt`, from which a
-    stopped training of the same `identity`, settings, seed and number of rows continues. Raises ScatterflowError where
-    the loss is not finite, StoreError for a folder that cannot be written or a damaged checkpoint.
+    stopped training of the same `identity`, settings, seed and number of rows continues. Signals that end the process
+    do so after a checkpoint (see `interruption`), by raising `fanout.Stopped`. Raises ScatterflowError where the loss is
+    not finite, StoreError for a folder that cannot be written or a damaged checkpoint, ConfigError for a missing GPU.
     """
-    checkpoint = folder / f"{name}.ckpt"
-    settings = run.model_dump(mode="json", include={"precision", "mode"}) | phase.model_dump(mode="json")
-    keeper = _Keeper(module, phase, checkpoint, name, tuple(earlier), run.checkpoint_every)
-    keeper.identity = digest([identity, name, seed, settings, len(train), len(validation)])
     if _is_helper(run):
         log, tracker = _silent, quiet
-    state = _read(checkpoint)
-    if state is not None and state["identity"] != keeper.identity:
-        log(f"{name}: the checkpoint of another training is left aside, starting anew")
-        state = None
-    if state is not None:
-        keeper.load_state_dict(state)
+    _check_gpu(run, log if not earlier else _silent)
+    path = folder / f"{name}.ckpt"
+    settings = run.model_dump(mode="json", include={"precision", "mode"}) | phase.model_dump(mode="json")
+    identity = digest([checkpoint.FORMAT, identity, name, seed, settings, len(train), len(validation)])
+    with heeded() as requests:
+        keeper = Keeper(module, phase, run, path, identity, name, tuple(earlier), requests, log)
+        state = checkpoint.read(path)
+        if state is not None and state["identity"] != identity:
+            log(f"{name}: the checkpoint of another training is left aside, starting anew")
+            state = None
+        if state is not None:
+            keeper.load_state_dict(state)
+            if keeper.stopped is None:
+                log(f"continues: {keeper.reached}")
         if keeper.stopped is None:
-            log(f"{name}: continues after epoch {len(keeper.epochs)} of {phase.epochs}")
-    if keeper.stopped is None:
-        with files.disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        steps = len(Batches(train, phase.batch_size, lambda: 0, seed, world=run.devices))
-        with (
-            _quiet_torch(run.threads),
-            tracker(f"training {name}", steps * (phase.epochs - len(keeper.epochs))) as advance,
-        ):
-            keeper.advance = advance
-            module.train()  # Lightning keeps the mode that it finds
-            trainer = Trainer(
-                accelerator=run.accelerator,
-                devices=run.devices,
-                precision=run.precision,
-                max_epochs=phase.epochs,
-                gradient_clip_val=phase.gradient_norm,
-                callbacks=[keeper],
-                plugins=[LightningEnvironment()],  # in a Slurm job, too: tasks there are no ranks
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-                default_root_dir=folder,
-            )
-            trainer.fit(
-                _Loop(module, train, validation, phase, seed),
-                ckpt_path=checkpoint if state is not None else None,
-                weights_only=True,
-            )
+            with files.disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            steps = len(Batches(train, phase.batch_size, lambda: 0, seed, world=run.devices))
+            left = steps * (phase.epochs - len(keeper.epochs)) - keeper.step
+            with _quiet_torch(run.threads), tracker(f"training {name}", left) as advance:
+                keeper.advance = advance
+                module.train()  # Lightning keeps the mode that it finds
+                trainer = Trainer(
+                    accelerator=run.accelerator,
+                    devices=run.devices,
+                    precision=run.precision,
+                    max_epochs=phase.epochs,
+                    gradient_clip_val=phase.gradient_norm,
+                    callbacks=[keeper],
+                    plugins=[LightningEnvironment()],  # in a Slurm job, too: tasks there are no ranks
+                    logger=False,
+                    enable_checkpointing=False,
+                    enable_progress_bar=False,
+                    enable_model_summary=False,
+                    num_sanity_val_steps=0,
+                    use_distributed_sampler=False,
+                    default_root_dir=folder,
+                )
+                trainer.fit(
+                    _Loop(module, train, validation, phase, seed, keeper),
+                    ckpt_path=path if state is not None else None,
+                    weights_only=True,
+                )
     module.load_state_dict(keeper.best)
     module.eval()
     assert keeper.stopped is not None
@@ -170,25 +129,21 @@ def end_helpers(run: TrainingConfig) -> None:
         raise SystemExit(0)
 
 
-def write_history(path: Path, epochs: Sequence[Epoch]) -> None:
-    """Write the epochs as CSV: phase, epoch, seconds, train_loss, val_loss, lr, stopped."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Epoch)], lineterminator="\n")
-    table.writeheader()
-    for epoch in epochs:
-        table.writerow({key: f"{x:.7g}" if isinstance(x, float) else x for key, x in asdict(epoch).items()})
-    with files.disk_errors(path):
-        files.write_atomic(path, text.getvalue().encode())
-
-
 class _Loop(LightningModule):
     """Lightning's view of a task."""
 
-    def __init__(self, module: nn.Module, train: Source, validation: Source, phase: PhaseConfig, seed: int) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        train: Source,
+        validation: Source,
+        phase: PhaseConfig,
+        seed: int,
+        keeper: Keeper,
+    ) -> None:
         super().__init__()
         self.module, self.train_rows, self.validation_rows = module, train, validation
-        self.phase, self.seed = phase, seed
-        self.sums: dict[str, Tensor] = {}
+        self.phase, self.seed, self.keeper = phase, seed, keeper
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         decayed = [weight for weight in self.module.parameters() if weight.ndim > 1]
@@ -196,169 +151,72 @@ class _Loop(LightningModule):
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=self.phase.learning_rate, weight_decay=self.phase.weight_decay)
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> _Loader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        return Batches(self.train_rows, self.phase.batch_size, lambda: self.current_epoch, self.seed, rank, world)
+        return _Loader(
+            Batches(self.train_rows, self.phase.batch_size, lambda: self.current_epoch, self.seed, rank, world)
+        )
 
     def val_dataloader(self) -> Batches:
         rank, world = self.trainer.global_rank, self.trainer.world_size
         return Batches(self.validation_rows, _VALIDATION_ROWS, lambda: 0, None, rank, world)
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(seeds.integer(self.seed, f"epoch {self.current_epoch} of process {self.global_rank}"))
-        self.sums["train"] = torch.zeros(2, dtype=torch.float64)
-
     def on_validation_epoch_start(self) -> None:
-        # the same latent variables in every epoch, so that epochs compare
-        torch.manual_seed(seeds.integer(self.seed, f"validation of process {self.global_rank}"))
-        self.sums["validation"] = torch.zeros(2, dtype=torch.float64)
+        self._draw("validation")  # the same latent variables in every epoch, so that epochs compare
 
-    def training_step(self, batch: tuple[Tensor, ...]) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        self._draw(f"epoch {self.current_epoch}, step {batch_idx}")
         return self._step("train", batch)
 
     def validation_step(self, batch: tuple[Tensor, ...]) -> Tensor:
         return self._step("validation", batch)
 
-    def mean(self, part: str) -> float:
-        """Mean loss over the rows of all processes."""
-        total = self.trainer.strategy.reduce(self.sums[part].to(self.device, torch.float32), reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return float(total[0] / total[1])
+    def _draw(self, name: str) -> None:
+        """Begin the random numbers `name` of this process."""
+        torch.manual_seed(seeds.integer(self.seed, f"{name} of process {self.global_rank}"))
 
     def _step(self, part: str, batch: tuple[Tensor, ...]) -> Tensor:
         losses = self.module.loss(*batch)  # type: ignore[operator] # see Task: nn.Module declares no methods of its own
-        self.sums[part] += torch.tensor([float(losses.detach().sum()), float(len(losses))], dtype=torch.float64)
+        self.keeper.add(part, losses)
         mean: Tensor = losses.mean()
         return mean
 
 
-class _Keeper(Callback):
-    """Learning rate, best weights, early stopping, budget, history and checkpoint of a phase."""
+class _Loader:
+    """Batches that Lightning can begin in the middle of an epoch: it keeps `state_dict` in the checkpoint."""
 
-    def __init__(
-        self, module: nn.Module, phase: PhaseConfig, checkpoint: Path, name: str, earlier: tuple[Epoch, ...], every: int
-    ) -> None:
-        self.module, self.phase, self.checkpoint, self.name = module, phase, checkpoint, name
-        self.earlier, self.every = earlier, every
-        self.identity = ""
-        self.epochs: list[Epoch] = []
-        self.best: dict[str, Tensor] = {}
-        self.best_epoch, self.best_loss = -1, float("inf")
-        self.stopped: Stop | None = None
-        self.spent = 0.0  # seconds of the runs before this one
-        self.began = time.monotonic()
-        self.advance: Advance = lambda _: None
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.used = 0  # batches of the current epoch
+        self.first = 0  # of the next epoch: where a checkpoint has left off
 
-    @property
-    def seconds(self) -> float:
-        """Time spent on this phase, in this run and those before."""
-        if self.stopped is not None:
-            return self.epochs[-1].seconds
-        return self.spent + time.monotonic() - self.began
+    def __len__(self) -> int:
+        return len(self.batches)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
-        phase = self.phase
-        if phase.schedule == "steps":
-            done = self._done(trainer, trainer.current_epoch)
-            rate = phase.learning_rate * phase.decay_factor ** int(done * phase.epochs / phase.decay_every + 1e-9)
-            _set_rate(trainer, rate)
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        self.used, self.first = self.first, 0
+        for batch in self.batches.after(self.used):
+            self.used += 1
+            yield batch
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
-        if self.phase.schedule == "cosine":
-            rising = min(1.0, (trainer.global_step + 1) / _WARM_UP)
-            done = self._done(trainer, trainer.current_epoch + batch_idx / trainer.num_training_batches)
-            _set_rate(trainer, self.phase.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * done)))
+    def state_dict(self) -> dict[str, int]:
+        return {"used": self.used}
 
-    def _done(self, trainer: Trainer, epochs: float) -> float:
-        """Share of the phase that is done; where the budget ends first, of the budget."""
-        done = epochs / self.phase.epochs
-        if self.phase.budget_s is not None:
-            done = max(done, min(1.0, self._longest(trainer) / self.phase.budget_s))
-        return done
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self.advance(1)
-        if self.phase.budget_s is not None and self._longest(trainer) >= self.phase.budget_s:
-            trainer.should_stop = True
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, _Loop)
-        epoch = trainer.current_epoch
-        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-        train_loss, val_loss = pl_module.mean("train"), pl_module.mean("validation")
-        if not (abs(train_loss) < float("inf") and abs(val_loss) < float("inf")):
-            remedy = "lower learning_rate, or look for outliers in the features"
-            raise ScatterflowError(
-                f"loss of {self.name} in epoch {epoch + 1}", "must be finite", (train_loss, val_loss), remedy
-            )
-        if val_loss < self.best_loss:
-            self.best_epoch, self.best_loss = epoch, val_loss
-            self.best = {key: value.detach().cpu().clone() for key, value in self.module.state_dict().items()}
-        seconds = self.seconds
-        if trainer.should_stop:
-            self.stopped = "budget"
-        elif epoch + 1 == self.phase.epochs:
-            self.stopped = "epochs"
-        elif epoch - self.best_epoch >= self.phase.patience:
-            self.stopped = "patience"
-        self.epochs.append(Epoch(self.name, epoch, seconds, train_loss, val_loss, rate, self.stopped or ""))
-        trainer.should_stop = self.stopped is not None
-        if self.stopped or (epoch + 1) % self.every == 0:
-            self._save(trainer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a continued training needs, in types that load without unpickling."""
-        return {
-            "identity": self.identity,
-            "epochs": json.dumps([asdict(epoch) for epoch in self.epochs]),
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "best_loss": self.best_loss,
-            "stopped": self.stopped,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where `state_dict` left off."""
-        self.epochs = [Epoch(**epoch) for epoch in json.loads(state_dict["epochs"])]
-        self.best, self.best_epoch = state_dict["best"], state_dict["best_epoch"]
-        self.best_loss, self.stopped = state_dict["best_loss"], state_dict["stopped"]
-        self.spent, self.began = self.epochs[-1].seconds, time.monotonic()
-
-    def _longest(self, trainer: Trainer) -> float:
-        """Seconds spent, by the slowest clock of all processes: they must stop together."""
-        if trainer.world_size == 1:
-            return self.seconds
-        seconds = torch.tensor(self.seconds, device=trainer.strategy.root_device)
-        return float(trainer.strategy.reduce(seconds, reduce_op="mean"))
-
-    def _save(self, trainer: Trainer) -> None:
-        partial = self.checkpoint.with_name(self.checkpoint.name + files.PARTIAL)
-        with files.disk_errors(self.checkpoint):
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                files.sync(partial)
-                partial.replace(self.checkpoint)
-        if trainer.is_global_zero:
-            write_history(self.checkpoint.with_name("history.csv"), [*self.earlier, *self.epochs])
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.first = state_dict["used"]
 
 
-def _set_rate(trainer: Trainer, rate: float) -> None:
-    for group in trainer.optimizers[0].param_groups:
-        group["lr"] = rate
-
-
-def _read(checkpoint: Path) -> dict[str, Any] | None:
-    """The keeper's state in a checkpoint; None where there is no checkpoint. Nothing in it is executed."""
-    if not checkpoint.exists():
-        return None
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state: dict[str, Any] = content["callbacks"][_Keeper.__qualname__]
-        return state
-    except (OSError, RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise StoreError(
-            f"checkpoint {checkpoint}", "must be complete", type(error).__name__, "delete it to train from the start"
-        ) from None
+def _check_gpu(run: TrainingConfig, log: Callable[[str], None]) -> None:
+    """Say so where the job was given a GPU that torch does not find. Raises ConfigError where there must be one."""
+    if torch.accelerator.is_available() or run.accelerator == "cpu":
+        return
+    if run.accelerator == "gpu":
+        raise ConfigError(
+            "training.accelerator", "must be auto or cpu where torch finds no GPU", "gpu", "set it to auto"
+        )
+    given = next((f"{name}={os.environ[name]}" for name in _GIVEN if os.environ.get(name)), None)
+    if given:
+        log(f"this job has a GPU ({given}), but torch finds none: training on the CPU")
 
 
 def _is_helper(run: TrainingConfig) -> bool:

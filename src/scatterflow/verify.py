@@ -15,7 +15,7 @@ import numpy as np
 
 from scatterflow import manifest, store
 from scatterflow.errors import StoreError
-from scatterflow.manifest import STAGE, Place, Shard, ShardRecord, StoreManifest
+from scatterflow.manifest import STAGE, Place, Shard, StoreManifest
 from scatterflow.progress import Tracker, quiet
 from scatterflow.provenance import digest
 from scatterflow.store import Arrays, Layout
@@ -74,8 +74,10 @@ def verify_shards(
     whole = {name: hashlib.sha256() for name in where.arrays}
     damaged: list[Damage] = []
 
+    read = store.reader(where)
+
     def check(shard: Shard) -> tuple[Arrays, str]:
-        return _check(where, shard, hashes.get(shard))
+        return _check(read, shard, hashes.get(shard))
 
     with tracker("verify", min(simulations, where.simulations)) as advance:
         for shard, (arrays, reason) in _ahead(check, shards):
@@ -89,12 +91,12 @@ def verify_shards(
     return Report(place.store, place.identity, simulations, len(shards), tuple(damaged), checksum)
 
 
-def _check(where: Layout, shard: Shard, expected: Mapping[str, str] | None) -> tuple[Arrays, str]:
+def _check(read: Callable[[Shard], Arrays], shard: Shard, expected: Mapping[str, str] | None) -> tuple[Arrays, str]:
     """The arrays of a shard and why they cannot be trusted ("" if they can)."""
     if expected is None:
         return {}, "no valid record"
     try:
-        arrays = store.read_shard(where, shard)
+        arrays = read(shard)
     except StoreError as error:
         return {}, " ".join(part for part in (error.must and f"{error.what} {error.must}", f"{error.got}") if part)
     wrong = [name for name, values in arrays.items() if store.digest(values) != expected.get(name)]
@@ -139,13 +141,13 @@ def verify(path: str | Path, tracker: Tracker = quiet) -> Report:
     place, entry = _locate(Path(path))
     if entry is None:
         where = store.layout(place.store)
-        return verify_shards(place, _hashes(manifest.read_records(place)), where.simulations, tracker)
+        return verify_shards(place, manifest.hashes(manifest.read_records(place)), where.simulations, tracker)
     hashes = {Shard(shard.start, shard.stop): shard.sha256 for shard in entry.shards}
     where = store.layout(place.store)
     if (where.shard_size, where.simulations >= entry.simulations) != (entry.shard_size, True):
         got = f"{where.simulations} simulations in shards of {where.shard_size}"
         must = f"must hold {entry.simulations} in shards of {entry.shard_size}, as its manifest says"
-        raise StoreError(f"store {place.store}", must, got, "run `scatterflow simulate` again")
+        raise StoreError(f"store {place.store}", must, got, f"run `scatterflow {place.stage}` again")
     report = verify_shards(place, hashes, entry.simulations, tracker)
     if report.ok:
         store.check_consolidated(place.store, entry.simulations)
@@ -154,20 +156,16 @@ def verify(path: str | Path, tracker: Tracker = quiet) -> Report:
             f"coordinates or attributes of store {place.store}",
             f"must have checksum {entry.checksum[:12]}",
             report.checksum[:12],
-            "run `scatterflow simulate` again: it mends them",
+            f"run `scatterflow {place.stage}` again: it mends them",
         )
     return report
-
-
-def _hashes(records: Mapping[Shard, ShardRecord]) -> dict[Shard, dict[str, str]]:
-    return {shard: record.sha256 for shard, record in records.items() if record.state == "ok"}
 
 
 def _locate(path: Path) -> tuple[Place, StoreManifest | None]:
     """The place of a store and its manifest, if that speaks of it."""
     if path.suffix == ".zarr":
         identity = str(store.attributes(path).get("identity", ""))
-        place = Place(path.resolve().parent.parent, identity)
+        place = Place(path.resolve().parent.parent, identity, manifest.stage_of(path))
         if place.store.name != path.resolve().name:
             raise StoreError(f"store {path}", f"must be named {place.store.name}", remedy="give it its name back")
         entry = manifest.read(place.manifest, StoreManifest) if place.manifest.is_file() else None
@@ -175,12 +173,12 @@ def _locate(path: Path) -> tuple[Place, StoreManifest | None]:
     for candidate in (path, path / "manifest.json", path / STAGE / "manifest.json"):
         if candidate.is_file():
             entry = manifest.read(candidate, StoreManifest)
-            place = Place(candidate.resolve().parent.parent, entry.identity)
+            place = Place(candidate.resolve().parent.parent, entry.identity, manifest.stage_of(Path(entry.store)))
             if place.store.name != entry.store or candidate.resolve() != place.manifest:
                 raise StoreError(str(candidate), f"must be the manifest.json beside {place.store.name}", entry.store)
             return place, entry
     for folder in (path, path / STAGE):
-        stores = sorted(folder.glob("store-*.zarr"))
+        stores = sorted([*folder.glob("store-*.zarr"), *folder.glob("features-*.zarr")])
         if len(stores) == 1:
             return _locate(stores[0])
         if stores:

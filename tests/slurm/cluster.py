@@ -63,6 +63,7 @@ PartitionName=DEFAULT DefMemPerCPU=1000 PreemptMode=REQUEUE LLN=YES
 PartitionName=cpu Nodes=cpu[1-2] Default=YES PriorityTier=1
 PartitionName=urgent Nodes=cpu[1-2] PriorityTier=10
 PartitionName=gpu Nodes=gpu1 PriorityTier=1
+PartitionName=gpu-urgent Nodes=gpu1 PriorityTier=10
 """
 
 

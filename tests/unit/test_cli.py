@@ -70,7 +70,7 @@ def test_the_installed_command_lists_its_commands() -> None:
     command = Path(sys.executable).with_name("scatterflow")
     done = subprocess.run([command, "--help"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    for name in (*STAGES, "verify", "status", "doctor"):
+    for name in (*STAGES, "sweep", "verify", "status", "doctor"):
         assert f"\n  {name} " in done.stdout
 
 
@@ -80,7 +80,7 @@ def test_help_answers_without_the_heavy_libraries() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize("name", [*STAGES, "verify", "status", "doctor"])
+@pytest.mark.parametrize("name", [*STAGES, "sweep", "verify", "status", "doctor"])
 def test_every_command_has_help_and_json(call: Captured, name: str) -> None:
     status, out, err = call(name, "--help")
     assert (status, err) == (0, "")
@@ -165,7 +165,7 @@ def test_a_stage_says_where_its_product_is(call: Captured, results: Path) -> Non
     status, out, err = call("preprocess", *options(results))
     path = results / "tiny" / "multilayer" / "preprocess" / "manifest.json"
     assert (status, out) == (0, f"{path}\n")
-    assert "simulations to features" in err
+    assert "preprocess multilayer: 100 simulations" in err
     status, out, _ = call("preprocess", *options(results), "--json")
     assert status == 0
     document = json.loads(out)
@@ -200,7 +200,7 @@ def test_status_tells_what_another_configuration_has_made(call: Captured, result
     noise = states(call, *options(results), "--set", "observe.noise=none")
     assert (noise["simulate"], noise["preprocess"]) == ("done", "outdated")
     more = states(call, *options(results), "--set", "simulate.simulations=200")
-    assert (more["simulate"], more["preprocess"]) == ("left", "outdated")
+    assert (more["simulate"], more["preprocess"]) == ("left", "left")
     model = "{kind: maf-profile}"
     assert states(call, *options(results), "--set", f"models.second={model}")["train"] == "left"
 
@@ -216,6 +216,7 @@ def test_status_tells_failed_and_running_jobs_of_the_workflow(
     assert status == 0
     line = next(line for line in out.splitlines() if "baseline" in line)
     assert "failed" in line
+    assert f"(see {log})" in line
     assert "no space left on [31mdevice" in line, "control characters of a log reach the terminal"
     lock = tmp_path / ".snakemake" / "scatterflow.lock"
     lock.parent.mkdir()
@@ -225,6 +226,8 @@ def test_status_tells_failed_and_running_jobs_of_the_workflow(
     ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
+        assert states(call, *options(tmp_path))["baseline"] == "left", "the log is of an earlier run of the workflow"
+        log.write_text("begin\n")
         assert states(call, *options(tmp_path))["baseline"] == "running"
         holder.communicate(b"\n")
     assert states(call, *options(tmp_path))["baseline"] == "failed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
@@ -342,11 +343,13 @@ def test_cost_is_what_snakemake_measured_in_the_order_of_the_stages(numbers_only
     ):
         (folder / f"{name}.tsv").write_text(f"{header}{wall}\t0:00:01\t{memory}\t1\t1\t1\t0\t0\t99\t{cpu}\n")
     found = Page(report.run(run_config(), numbers_only).read_text(encoding="utf-8"))
-    table = found.text[found.text.index("Cost per stage") :]
-    places = [
-        table.index(name) for name in ("simulate study", "train model summary-maf", "evaluate study", "all stages")
-    ]
+    table = found.text[found.text.index("Cost per rule") :]
+    places = [table.index(name) for name in ("simulate study", "train model", "evaluate study", "all rules")]
     assert places == sorted(places)
+    assert re.search(r"run baselines\s*not run here", table)
+    assert "run sweep" not in table, "this study has none"
     cost = json.loads((numbers_only / "metrics.json").read_text())["studies"][STUDY]["cost"]
-    assert cost["evaluate_study"] == {"seconds": 12.5, "core_seconds": 20.25, "max_rss_mb": 300.1}
-    assert cost["train_model.summary-maf"] == {"seconds": 0.4, "core_seconds": None, "max_rss_mb": None}
+    size = sum(path.stat().st_size for path in (numbers_only / STUDY / "evaluate").iterdir()) / 1e6
+    measured = {"seconds": 12.5, "core_seconds": 20.25, "max_rss_mb": 300.1}
+    assert cost["evaluate_study"] == measured | {"shards": None, "disk_mb": size}
+    assert cost["train_model.summary-maf"]["core_seconds"] is None

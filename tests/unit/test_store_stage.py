@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scatterflow import manifest, store
+from scatterflow import manifest, shards, store
 from scatterflow.errors import ConfigError, SimulationError, StoreError
 from scatterflow.manifest import Place, Shard, StoreManifest
 from scatterflow.progress import quiet
@@ -227,7 +227,7 @@ def test_records_of_another_identity_do_not_count(copy: Path) -> None:
         content = json.loads(path.read_text())
         path.write_text(json.dumps({**content, "identity": "0" * 64}))
     place = Place(copy, tiny().simulation_identity())
-    assert len(simulate.missing(place, manifest.plan(40, 10))) == 2
+    assert len(shards.missing(place, manifest.plan(40, 10))) == 2
 
 
 def test_a_failing_simulation_costs_its_shard_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,8 +16,9 @@ from scatterflow import seeds
 from scatterflow.config.training import PhaseConfig, TrainingConfig
 from scatterflow.data import Batches, Rows
 from scatterflow.errors import ScatterflowError, StoreError
+from scatterflow.history import History
 from scatterflow.progress import quiet
-from scatterflow.training import History, end_helpers, fit
+from scatterflow.training import end_helpers, fit
 
 ROWS, EPOCHS = 3000, 8
 
@@ -75,7 +76,7 @@ def test_kill_and_rerun_end_with_the_same_weights(undisturbed, tmp_path):
     running.wait()
     lines: list[str] = []
     resumed, again = train(folder, lines=lines)
-    assert any("continues after epoch" in line for line in lines)
+    assert any("continues: toy, after epoch" in line for line in lines)
     np.testing.assert_array_equal(weights(resumed), weights(module))
     for field in ("epoch", "train_loss", "val_loss", "lr", "stopped"):
         assert [getattr(e, field) for e in again.epochs] == [getattr(e, field) for e in history.epochs]

@@ -1,5 +1,6 @@
 """Training data that come block by block: read, observed anew, simulated anew. As a script, the one that gets killed."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -16,10 +17,12 @@ from scatterflow.config.observe import ObserveConfig
 from scatterflow.config.study import StudyConfig
 from scatterflow.data import Batches, Blocks, Rows, fresh_noise, on_the_fly, split, stored
 from scatterflow.errors import ConfigError
+from scatterflow.fanout import Stopped
 from scatterflow.models import Model
-from scatterflow.progress import quiet
+from scatterflow.progress import Tracker, quiet
 from scatterflow.study import Study
 from tests import examples
+from tests.unit.test_training_resumed import signals_at
 
 KINDS = ("resident", "stream", "fresh_noise", "on_the_fly")
 ROWS, BLOCK = 60, 16
@@ -64,11 +67,13 @@ def data() -> tuple[xr.Dataset, xr.Dataset]:
     return made()
 
 
-def train(kind: str, folder: Path, data: tuple[xr.Dataset, xr.Dataset], study: Study = STUDY) -> Model:
+def train(
+    kind: str, folder: Path, data: tuple[xr.Dataset, xr.Dataset], study: Study = STUDY, tracker: Tracker = quiet
+) -> Model:
     counts, features = data
     rows = features if kind == "resident" else features.chunk(simulation=20)
     lazy = counts.isel(simulation=slice(40, None)).chunk(simulation=20)
-    return models.train(study, kind, rows, folder, lambda _: None, quiet, counts=lazy)
+    return models.train(study, kind, rows, folder, lambda _: None, tracker, counts=lazy)
 
 
 def weights(model: Model) -> np.ndarray:
@@ -92,6 +97,17 @@ def test_kill_and_rerun_end_with_the_same_weights(kind, data, tmp_path):
     resumed = train(kind, tmp_path / "killed", data, study)
     np.testing.assert_array_equal(weights(resumed), weights(undisturbed))
     assert resumed.training["phases"][0]["epochs"] == 12
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_in_the_middle_of_an_epoch_it_ends_with_the_same_weights(kind, data, tmp_path):
+    undisturbed = train(kind, tmp_path / "undisturbed", data)
+    for step in (9, 4):  # the second run gets four steps further
+        with pytest.raises(Stopped):
+            train(kind, tmp_path / "stopped", data, tracker=signals_at({step: signal.SIGTERM}))
+    resumed = train(kind, tmp_path / "stopped", data)
+    np.testing.assert_array_equal(weights(resumed), weights(undisturbed))
+    assert resumed.estimator.fits == undisturbed.estimator.fits
 
 
 def test_a_finished_model_says_what_it_was_trained_on_and_the_data_matter(data, tmp_path):

@@ -42,7 +42,7 @@ def test_killed_training_continues_and_ends_with_the_same_weights(checkout: Chec
     assert not (model / "bundle.json").exists(), "killed in the middle"
     checkout.make("train")
     log = (checkout.results / "logs" / "train_model.profile.log").read_text()
-    assert re.search(rf"continues after epoch \d+ of {epochs}", log)
+    assert re.search(rf"continues: flow, after epoch \d+ of {epochs}", log)
     same = undisturbed.results / "models" / "profile"
     assert (model / "weights.safetensors").read_bytes() == (same / "weights.safetensors").read_bytes()
     columns = [pd.read_csv(folder / "history.csv").filter(like="loss") for folder in (model, same)]

@@ -22,6 +22,7 @@ WORK = {
     "cross-check": "compare_engines",
     "preprocess": "preprocess_study",
     "train": "train_model",
+    "sweep": "run_sweep",
     "baseline": "run_baselines",
     "infer": "infer_posterior",
     "evaluate": "evaluate_study",
@@ -76,21 +77,28 @@ NEEDS = {
     "cross-check": ("simulate",),
     "preprocess": ("simulate",),
     "train": ("preprocess",),
+    "sweep": ("preprocess",),
     "baseline": ("preprocess",),
     "infer": ("train",),
     "evaluate": ("infer", "baseline"),
-    "report": ("evaluate", "cross-check"),
+    "report": ("evaluate", "cross-check", "sweep"),
 }
 
 
 def products(stage):
-    """What a stage leaves, for all studies."""
+    """What a stage leaves, for all studies; a sweep for those that have one in their configuration."""
     if stage == "report":
         return [
             f"{RESULTS}/{name}" for name in ("report.html", "metrics.json", "figures")
         ]
     if stage == "train":
         return all_bundles()
+    if stage == "sweep":
+        return [
+            f"{RESULTS}/{name}/sweep/manifest.json"
+            for name, study in RUN.studies.items()
+            if study.sweep is not None
+        ]
     name = "metrics" if stage == "evaluate" else "manifest"
     return of_each_study(f"{{study}}/{stage}/{name}.json")
 
@@ -112,6 +120,8 @@ def made_by(stage):
     """
 
     def files_of_stage(wildcards):
+        if not products(stage):
+            stop(f"no study of {config['file']} has a section `{stage}`")
         if workflow.get_rule(stage.replace("-", "_")) in workflow.dag.forcerules:
             workflow.dag.forcerules.add(workflow.get_rule(WORK[stage]))
         return up_to(stage)

@@ -11,6 +11,7 @@ rule write_report:
         checks=of_each_study("{study}/cross-check/manifest.json"),
         features=of_each_study("{study}/preprocess/manifest.json"),
         bundles=all_bundles(),
+        sweeps=products("sweep"),
         baselines=of_each_study("{study}/baseline/manifest.json"),
         posteriors=of_each_study("{study}/infer/manifest.json"),
         metrics=of_each_study("{study}/evaluate/metrics.json"),

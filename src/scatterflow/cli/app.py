@@ -72,6 +72,7 @@ _stage("simulate", "Simulate samples of the prior; continues a stopped run.")
 _stage("cross-check", "Compute some stored simulations with the other engine and compare.")
 _stage("preprocess", "Stored counts to features: noise, cut, scaling, masks.")
 _stage("train", "Train the models of the study; continues a stopped run.")
+_stage("sweep", "Train a model with varied options (section sweep) and keep the best; continues a stopped run.")
 _stage("baseline", "Approximate Bayesian computation on the stored simulations.")
 
 
@@ -126,16 +127,23 @@ _stage("report", "Write report.html of the run.")
 
 @app.command()
 def verify(
-    store: Annotated[Path, typer.Argument(help="Store, its manifest.json, or the folder of the study.")],
+    store: Annotated[Path, typer.Argument(help="Store, its manifest.json, or the folder of the study or the stage.")],
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make damaged and missing shards anew, by the configuration of the store.")
+    ] = False,
+    config: Config = DEMO,
+    study: StudyName = None,
+    override: Override = None,
     json: Json = False,
 ) -> int:
-    """Decode and check every shard of a store.
+    """Decode and check every shard of a store of simulations or features.
 
-    Exit status 2 if one is damaged or missing.
+    With --repair, bad shards (nothing else) are made anew, with SCATTERFLOW_FANOUT=slurm as Slurm tasks, and the whole
+    is checked again. Exit status 2 if one is damaged or missing, or stays so.
     """
     from scatterflow.cli.stages import verify_store
 
-    return verify_store(store, json)
+    return verify_store(store, repair, config, study, override or [], json)
 
 
 @app.command()

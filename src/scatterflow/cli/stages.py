@@ -13,10 +13,12 @@ from scatterflow.cli.output import complain, result
 from scatterflow.config.loading import load_run, parse_yaml
 from scatterflow.config.study import RunConfig
 from scatterflow.errors import ConfigError, StoreError
+from scatterflow.manifest import STAGE, stage_of
 from scatterflow.progress import duration, track
 
 if TYPE_CHECKING:
     from scatterflow.study import Study
+    from scatterflow.verify import Damage, Report
 
 
 def load(config: Path, study: str | None, overrides: Sequence[str]) -> tuple[RunConfig, list[str]]:
@@ -76,20 +78,58 @@ def _products(stage: ModuleType, study: Study, folder: Path) -> Iterator[Path]:
         yield stage.run(study, folder)
 
 
-def verify_store(store: Path, as_json: bool) -> int:
-    """Check every shard of a store; returns the exit status."""
+def verify_store(
+    store: Path, repair: bool, config: Path, study: str | None, overrides: Sequence[str], as_json: bool
+) -> int:
+    """Check every shard of a store and, with `repair`, make bad ones anew; returns the exit status."""
     from scatterflow.verify import verify
 
     began = time.monotonic()
     report = verify(store, track)
-    took = duration(time.monotonic() - began)
-    lines = [f"simulations {each.shard.start} to {each.shard.stop - 1}: {each.reason}" for each in report.damaged]
+    mended = report.damaged if repair else ()
+    if mended:
+        report = _repair(report, config, study, overrides)
+    bad = {each.shard for each in report.damaged}
+    lines = [_line(each, "made anew") for each in mended if each.shard not in bad]
+    lines += [_line(each) for each in report.damaged]
     if report.ok:
-        lines = [f"{report.store}: {report.simulations} simulations in {report.shards} shards, all whole ({took})"]
+        took = duration(time.monotonic() - began)
+        lines.append(f"{report.store}: {report.simulations} simulations in {report.shards} shards, all whole ({took})")
         lines.append(f"checksum {report.checksum}")
-    result(report.as_json(), lines, as_json)
+    repaired = [
+        {"start": d.shard.start, "stop": d.shard.stop, "reason": d.reason} for d in mended if d.shard not in bad
+    ]
+    result(report.as_json() | {"repaired": repaired}, lines, as_json)
     if not report.ok:
-        number = len(report.damaged)
+        number, stage = len(report.damaged), stage_of(report.store)
         got = f"{number} damaged shard{'s' if number > 1 else ''} of {report.shards}"
-        complain(StoreError(f"store {report.store}", "must be whole", got, "run `scatterflow simulate` to mend it"))
+        remedy = "check the disk" if repair else f"add --repair, or run `scatterflow {stage}`, to make them anew"
+        complain(StoreError(f"store {report.store}", "must be whole", got, remedy))
     return 0 if report.ok else 2
+
+
+def _line(damage: Damage, *more: str) -> str:
+    text = f"simulations {damage.shard.start} to {damage.shard.stop - 1}: {damage.reason}"
+    return "; ".join([text, *more])
+
+
+def _repair(report: Report, config: Path, study: str | None, overrides: Sequence[str]) -> Report:
+    """Make the damaged shards anew with the study of the configuration that the store is of; the report afterwards."""
+    from scatterflow.study import study_of
+
+    run, chosen = load(config, study, overrides)
+    stage = stage_of(report.store)
+    for name in chosen:
+        found = study_of(run, name, config.parent)
+        identity = found.simulation_identity() if stage == STAGE else found.features_identity()
+        if identity == report.identity:
+            module = importlib.import_module(f"scatterflow.stages.{stage}")
+            damaged = [each.shard for each in report.damaged]
+            repaired: Report = module.repair(found, report.store.parent.parent, damaged)
+            return repaired
+    raise StoreError(
+        f"store {report.store}",
+        f"must be of {'study ' + study if study else 'a study'} of {config}, to be repaired",
+        f"identity {report.identity[:12]}",
+        "give its --config, --study and --set; what other code has made cannot be repaired",
+    )

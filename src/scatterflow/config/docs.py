@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from scatterflow.config.study import RunConfig
 
 README = Path("config/README.md")
+_SINGULAR = {"studies": "study", "space": "option"}
 SCHEMA = Path("workflow/schemas/config.schema.json")
 
 _TOP = """\
@@ -97,7 +98,7 @@ def _sections(annotation: Any, name: str) -> Iterator[tuple[str, type[BaseModel]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
     elif get_origin(annotation) is dict:
-        singular = "study" if name == "studies" else name.removesuffix("s")
+        singular = _SINGULAR.get(name, name.removesuffix("s"))
         for suffix, section in _sections(get_args(annotation)[1], name):
             yield f".<{singular}>{suffix}", section
     elif get_origin(annotation) in (list, tuple):

@@ -25,6 +25,7 @@ T = TypeVar("T", bound=BaseModel)
 MAX_BYTES = 1_000_000
 MAX_VALUES = 200_000
 MAX_DEPTH = 40
+_PATHS = "space"  # a mapping of dotted paths to options, which are checked as such
 _NAME = r"[A-Za-z0-9][\w-]{0,63}"
 
 
@@ -152,6 +153,8 @@ def _check_names(content: Any, where: str) -> None:
     """Names that users choose become folders, files and parts of dotted paths."""
     if isinstance(content, dict):
         for name, value in content.items():
+            if name == _PATHS:
+                continue
             if not re.fullmatch(_NAME, name, re.ASCII):
                 must = "must consist of letters, digits, _ and -, begin with a letter or digit and have at most 64"
                 raise ConfigError(f"name {name!r} in {where}", must)

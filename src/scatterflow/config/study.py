@@ -17,6 +17,7 @@ from scatterflow.config.observe import ObserveConfig
 from scatterflow.config.preprocess import PreprocessConfig
 from scatterflow.config.sample import SampleConfig
 from scatterflow.config.simulate import SimulateConfig
+from scatterflow.config.sweep import SweepConfig
 
 # infer/<model>.nc lies beside these, and the evaluation's tables hold models and baselines together
 RESERVED = ("examples", "experiment", "frames", "manifest", *get_args(AbcMethod))
@@ -36,6 +37,7 @@ class StudyConfig(Section):
     baselines: BaselinesConfig = option(BaselinesConfig(), help="methods to compare with")
     inference: InferenceConfig = option(InferenceConfig(), help="posterior samples, verdict, real frames")
     evaluation: EvaluationConfig = option(EvaluationConfig(), help="figures of merit on held-back simulations")
+    sweep: SweepConfig | None = option(None, help="trainings of a model with varied options; none: no sweep")
 
     @model_validator(mode="after")
     def _views(self) -> Self:
@@ -51,6 +53,12 @@ class StudyConfig(Section):
         for name in self.models:
             if name in RESERVED:
                 raise ValueError(f"models: the name {name!r} is taken by a file of the results; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _sweep(self) -> Self:
+        if self.sweep is not None:
+            self.sweep.check(self.models)
         return self
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 from scatterflow.config.base import Section, option
 
 A2 = "arXiv 2210.01543, A.2"
+# options of `training` that say where and how safely a model is trained: another value gives the same model
+MACHINE = ("accelerator", "devices", "checkpoint_every", "checkpoint_minutes")
 
 
 class PhaseConfig(Section):
@@ -82,3 +84,12 @@ class TrainingConfig(Section):
     )
     threads: int = option(1, ge=1, help="processor threads; the same number gives the same weights bit by bit")
     checkpoint_every: int = option(1, ge=1, help="epochs between checkpoints, from which a killed training continues")
+    checkpoint_minutes: float = option(
+        10.0, gt=0, unit="min", help="after so long a checkpoint is written in the middle of an epoch, too"
+    )
+    seed: int = option(
+        0,
+        ge=0,
+        lt=2**31,
+        help="trains another member of an ensemble: other starting weights and another order of the same data",
+    )

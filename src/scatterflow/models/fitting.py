@@ -15,6 +15,7 @@ from torch import nn
 from scatterflow import seeds
 from scatterflow.config.model import MafConfig, ModelConfig
 from scatterflow.data import Blocks, Loader, Rows, Source, split, stored, to_tensors
+from scatterflow.history import Epoch, History, write_history
 from scatterflow.models import fastflow
 from scatterflow.models.encoder import ROWS
 from scatterflow.models.estimator import Estimator, modes
@@ -22,7 +23,7 @@ from scatterflow.models.networks import Networks, make_task, rows_of, tasks
 from scatterflow.models.posterior import Array, ModeFit, Posterior
 from scatterflow.prior import Prior
 from scatterflow.progress import Tracker, say, track
-from scatterflow.training import Epoch, History, end_helpers, fit, write_history
+from scatterflow.training import end_helpers, fit
 
 _DRAWS = (8, 256)  # numbers of z that are tried, by doubling
 _TOLERANCE = 0.02  # change of the mean log density [nat] that counts as converged: well below its standard error

@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from scatterflow import data
+from scatterflow import data, seeds
 from scatterflow.config.loading import validate
 from scatterflow.config.study import StudyConfig
+from scatterflow.config.training import MACHINE
 from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models.bundle import load_bundle, save_bundle
 from scatterflow.models.estimator import Estimator
@@ -25,7 +26,7 @@ from scatterflow.provenance import digest, source_hash, versions
 from scatterflow.study import Study
 from scatterflow.verdict import FeatureScore, score_from_arrays
 
-_MODULES = ("scatterflow.models", "scatterflow.training", "scatterflow.data")
+_MODULES = ("scatterflow.models", "scatterflow.training", "scatterflow.checkpoint", "scatterflow.data")
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,7 @@ def train(
     splits = {role: int((rows["split"].values == role).sum()) for role in ("train", "validation")}
     identity = digest(
         {
-            "model": config.model_dump(
-                mode="json", exclude={"training": {"accelerator", "devices", "checkpoint_every"}}
-            ),
+            "model": config.model_dump(mode="json", exclude={"training": set(MACHINE)}),
             "features": study.features_identity(),
             "rows": splits,
             "seed": study.seed,
@@ -111,6 +110,8 @@ def train(
         }
     )
     work = folder / f"{name}.training"
+    member = config.training.seed
+    seed = seeds.integer(study.seed, f"training {member}") if member else study.seed
     load = None
     if config.training.data == "fresh_noise":
         if counts is None:
@@ -119,7 +120,7 @@ def train(
     elif config.training.data == "on_the_fly":
         load = data.on_the_fly(study, study.seed)
     fitted = train_estimator(
-        config, rows, study.prior, work, seed=study.seed, identity=identity, load=load, log=tell, tracker=tracker
+        config, rows, study.prior, work, seed=seed, identity=identity, load=load, log=tell, tracker=tracker
     )
     training = {
         "kind": config.kind,

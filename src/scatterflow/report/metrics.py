@@ -134,11 +134,16 @@ class ExperimentRow(Loose):
 
 
 class Cost(Loose):
-    """What a stage took."""
+    """What a job took: wall time, core time of all its processes and tasks, peak memory of one process tree.
+
+    `shards` were made, and `disk_mb` are what its folder holds.
+    """
 
     seconds: float | None = None
     core_seconds: float | None = None
     max_rss_mb: float | None = None
+    shards: int | None = None
+    disk_mb: float | None = None
 
 
 class Verdict(Loose):

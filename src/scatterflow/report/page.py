@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from scatterflow import provenance
 from scatterflow.config.study import RunConfig
-from scatterflow.report import observation, quality, realframes
+from scatterflow.report import observation, quality, realframes, sweeps
 from scatterflow.report.gallery import Gallery, Section
 from scatterflow.report.headline import best_model, label, study_verdict
 from scatterflow.report.metrics import Verdict
@@ -81,6 +81,8 @@ def study_page(products: Products, gallery: Gallery, shown: int = _EXAMPLES) -> 
         quality.training(products, gallery),
         quality.costs(products, gallery),
     ]
+    if (found := sweeps.section(products)) is not None:
+        sections.insert(-1, found)
     study = products.study
     return StudyPage(study.name, study.kind, study_verdict(products.metrics), _tiles(products), sections, products)
 

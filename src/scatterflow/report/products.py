@@ -13,9 +13,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from scatterflow.errors import StoreError
 from scatterflow.products import read_json
-from scatterflow.report.costs import read_costs
+from scatterflow.report.costs import study_costs
 from scatterflow.report.metrics import CrossCheck, FrameVerdict, StudyMetrics, read_metrics
 from scatterflow.study import Study
+from scatterflow.trials import SweepManifest
 
 HISTORY_COLUMNS = {"epoch", "train_loss", "val_loss"}
 
@@ -40,6 +41,7 @@ class Products:
     frame_arrays: dict[str, xr.Dataset]
     histories: dict[str, pd.DataFrame]
     manifest: dict[str, Any]
+    sweep: SweepManifest | None = None
     missing: list[Missing] = field(default_factory=list)
 
     @property
@@ -93,7 +95,7 @@ def read_products(study: Study, folder: Path) -> Products:
     if path := there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
         raw, metrics = read_metrics(path)
     # the evaluation cannot know its own cost: the files beside the products are complete
-    if costs := read_costs(folder / "benchmarks"):
+    if costs := study_costs(folder):
         metrics = metrics.model_copy(update={"cost": costs})
         raw = raw | {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
     if path := there("cross-check/manifest.json", "comparison of the engines", "snakemake cross_check"):
@@ -109,6 +111,12 @@ def read_products(study: Study, folder: Path) -> Products:
     manifest: dict[str, Any] = {}
     if path := there("simulate/manifest.json", "manifest of the simulations", "snakemake simulate"):
         manifest = read_json(path, "scatterflow simulate")
+    sweep = None
+    if study.config.sweep is not None and (
+        path := there("sweep/manifest.json", "results of the sweep", "snakemake sweep")
+    ):
+        sweep = _read_sweep(path)
+        raw = raw | {"sweep": sweep.model_dump(mode="json")}
     frames, frame_arrays = list(metrics.frames), {}
     wanted = [name for frame_set in study.config.inference.frames for name in frame_set.files]
     if wanted:
@@ -120,7 +128,7 @@ def read_products(study: Study, folder: Path) -> Products:
         lost = [name for name in wanted if Path(name).name not in seen]
         if lost and (frames or (folder / "infer/frames.json").exists()):
             missing.append(Missing(f"{len(lost)} of {len(wanted)} real frames: {', '.join(lost)}", "make data"))
-    return Products(study, metrics, raw, arrays, frames, frame_arrays, histories, manifest, missing)
+    return Products(study, metrics, raw, arrays, frames, frame_arrays, histories, manifest, sweep, missing)
 
 
 def _cross_check(path: Path, content: Any) -> CrossCheck:
@@ -130,6 +138,16 @@ def _cross_check(path: Path, content: Any) -> CrossCheck:
         what, remedy = error.errors()[0], "run `scatterflow cross-check` again"
         place = ".".join(map(str, what["loc"]))
         raise StoreError(f"{place} in {path}", what["msg"], str(what["input"])[:80], remedy) from None
+
+
+def _read_sweep(path: Path) -> SweepManifest:
+    remedy = "run `scatterflow sweep` again"
+    try:
+        return SweepManifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise StoreError(str(path), "must be readable", error.strerror) from None
+    except ValidationError as error:
+        raise StoreError(str(path), "must be the manifest of a sweep", error.errors()[0]["msg"], remedy) from None
 
 
 def _read_frames(path: Path) -> list[FrameVerdict]:

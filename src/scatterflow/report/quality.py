@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scatterflow.report import tables
+from scatterflow.report.costs import RULES
 from scatterflow.report.figures import calibration, detector, overview
 from scatterflow.report.gallery import Gallery, Section
 from scatterflow.report.headline import label, works
@@ -207,10 +208,11 @@ def _training_rows(products: Products) -> int:
 
 
 def costs(products: Products, gallery: Gallery) -> Section:
-    """What each stage took, and the forward model's share."""
+    """What each rule took, and the forward model's share."""
     metrics, manifest, title = products.metrics, products.manifest, "What it cost"
     if not metrics.cost:
         return Section("cost", title, missing="No cost was recorded: `snakemake` measures it while it runs the stages.")
+    expected = [rule for rule in RULES if rule != "run_sweep" or products.study.config.sweep is not None]
     wall = {
         name.replace("_", " ").replace(".", " "): entry.seconds
         for name, entry in tables.in_order(metrics)
@@ -224,8 +226,8 @@ def costs(products: Products, gallery: Gallery) -> Section:
             gallery.add(
                 "cost",
                 overview.cost(wall),
-                f"Wall time per stage; the longest is {longest} with {seconds(wall[longest])} of {seconds(total)}.",
-                f"Wall time per stage: {seconds(total)} in all; {longest} takes {percent(wall[longest] / total)}.",
+                f"Wall time per job; the longest is {longest} with {seconds(wall[longest])} of {seconds(total)}.",
+                f"Wall time per job: {seconds(total)} in all; {longest} takes {percent(wall[longest] / total)}.",
             )
         )
     core = manifest.get("engine_core_seconds", manifest.get("core_seconds"))
@@ -240,4 +242,4 @@ def costs(products: Products, gallery: Gallery) -> Section:
             f"{_ENGINES.get(engine, engine)} {version} simulated {simulations:,} samples in {seconds(core)} "
             f"of core time{share} ({seconds(core / simulations)} each)."
         )
-    return Section("cost", title, lead, pictures, tables=[tables.cost(metrics)])
+    return Section("cost", title, lead, pictures, tables=[tables.cost(metrics, expected)])

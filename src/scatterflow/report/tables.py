@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scatterflow.prior import Prior
+from scatterflow.progress import size
+from scatterflow.report.costs import RULES
 from scatterflow.report.headline import label, works
 from scatterflow.report.metrics import Cost, CrossCheck, Mean, Sensitivity, StudyMetrics
 from scatterflow.report.numbers import NONE, estimate, level, percent, plus_minus, seconds, significant
 
 Array = NDArray[np.float64]
-_STAGES = ("simulate", "compare_engines", "preprocess", "train", "baseline", "infer", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -207,22 +208,47 @@ def coverage(metrics: StudyMetrics) -> Table | None:
 
 
 def in_order(metrics: StudyMetrics) -> list[tuple[str, Cost]]:
-    """The cost of the rules in the order of the stages."""
-    rank = {stage: place for place, stage in enumerate(_STAGES)}
-    return sorted(
-        metrics.cost.items(), key=lambda item: next((rank[stage] for stage in _STAGES if stage in item[0]), len(rank))
-    )
+    """The cost of the jobs in the order of the stages."""
+    rank = {rule: place for place, rule in enumerate(RULES)}
+    return sorted(metrics.cost.items(), key=lambda item: rank.get(item[0].partition(".")[0], len(rank)))
 
 
-def cost(metrics: StudyMetrics) -> Table:
-    """Wall time, core time and memory of each stage."""
-    rows = []
+def cost(metrics: StudyMetrics, expected: Sequence[str]) -> Table:
+    """Jobs, wall time, core time, memory and disk space of each rule; `expected` rules that were not run say so."""
+    jobs: dict[str, list[Cost]] = {rule: [] for rule in expected}
     for name, entry in in_order(metrics):
-        memory = f"{entry.max_rss_mb:,.0f} MB" if entry.max_rss_mb else NONE
-        rows.append(
-            [name.replace("_", " ").replace(".", " "), seconds(entry.seconds), seconds(entry.core_seconds), memory]
-        )
-    total = sum(entry.seconds or 0.0 for entry in metrics.cost.values())
-    cores = [entry.core_seconds for entry in metrics.cost.values() if entry.core_seconds is not None]
-    rows.append(["all stages", seconds(total), seconds(sum(cores)) if cores else NONE, NONE])
-    return Table("Cost per stage", ["stage", "wall time", "core time", "memory"], rows)
+        jobs.setdefault(name.partition(".")[0], []).append(entry)
+    rows = []
+    for rule, entries in jobs.items():
+        if not entries:
+            rows.append([rule.replace("_", " "), "not run here", *[NONE] * 6])
+            continue
+        shards = _total([entry.shards for entry in entries])
+        rows.append([rule.replace("_", " "), str(len(entries)), f"{shards:,.0f}" if shards else NONE, *_spent(entries)])
+    every = [entry for entries in jobs.values() for entry in entries]
+    rows.append(["all rules", str(len(every)), NONE, *_spent(every)])
+    notes = [
+        "Jobs: of Snakemake. Core time: of all processes, for shards (wherever they were made, array tasks of Slurm "
+        "included) as their records say; jobs of a few seconds are not measured. Peak memory: of the largest job; tasks of "
+        "Slurm are not in it. On disk: what the rule's folder holds now."
+    ]
+    heads = ["rule", "jobs", "shards", "wall time", "core time", "core-hours", "peak memory", "on disk"]
+    return Table("Cost per rule", heads, rows, notes)
+
+
+def _spent(entries: Sequence[Cost]) -> list[str]:
+    core = _total([entry.core_seconds for entry in entries])
+    memory = [entry.max_rss_mb for entry in entries if entry.max_rss_mb is not None]
+    disk = _total([entry.disk_mb for entry in entries])
+    return [
+        seconds(_total([entry.seconds for entry in entries])),
+        seconds(core),
+        NONE if core is None else significant(core / 3600, 2),
+        f"{max(memory):,.0f} MB" if memory else NONE,
+        NONE if disk is None else size(1e6 * disk),
+    ]
+
+
+def _total(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None

@@ -1,4 +1,4 @@
-"""What Slurm does for a folder of simulations right now, for people who wait."""
+"""What Slurm does for the jobs of a stage right now, for people who wait."""
 
 from __future__ import annotations
 
@@ -25,21 +25,19 @@ class Summary:
     silent: str = ""
 
     def __str__(self) -> str:
-        text = f"Slurm tasks: {self.running} running, {self.queued} queued" + (
-            f" ({self.reason})" if self.reason else ""
-        )
         if self.silent:
-            text = f"Slurm does not answer ({self.silent})"
-        return text + (f"; last error: {self.error} (log: {self.log})" if self.error else "")
+            return f"Slurm does not answer ({self.silent})"
+        why = f" ({self.reason})" if self.reason else ""
+        return f"Slurm tasks: {self.running} running, {self.queued} queued{why}"
 
 
-def summarise(folder: Path) -> Summary | None:
-    """The summary of what was submitted from `folder`; None if nothing was or all is done."""
-    state = campaign.read_state(folder)
-    if state is None:
+def summarise(*folders: Path) -> Summary | None:
+    """The summary of what was submitted from `folders` of a fan-out; None if nothing was or all is done."""
+    states = [state for folder in folders if (state := campaign.read_state(folder)) is not None]
+    if not states:
         return None
-    error, log = _last_error(folder)
-    jobs = [batch.job for batch in state.batches if batch.job is not None]
+    error, log = next((each for folder in folders if (each := _last_error(folder))[0]), ("", ""))
+    jobs = [batch.job for state in states for batch in state.batches if batch.job is not None]
     try:
         commands.require()
         found = commands.queued(jobs).values() if jobs else ()

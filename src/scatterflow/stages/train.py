@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from scatterflow import verdict
-from scatterflow.progress import duration, say
+from scatterflow.progress import Tracker, duration, say, track
 from scatterflow.stages import preprocess
 from scatterflow.study import Study
 
@@ -18,10 +18,19 @@ _SCORE_ROWS = 5000  # training rows that the feature score is fitted to: more ch
 _LIMIT_ROWS = 2000  # validation rows that set the thresholds
 
 
-def run(study: Study, model: str, folder: Path, tell: Callable[[str], None] = say) -> Path:
+def run(
+    study: Study,
+    model: str,
+    folder: Path,
+    tell: Callable[[str], None] = say,
+    tracker: Tracker = track,
+    target: Path | None = None,
+) -> Path:
     """Train `model` and write its bundle `models/<model>/` below `folder`; returns the path of `bundle.json`.
 
-    Continues from the last checkpoint of the same configuration and data. Held-back simulations are never read.
+    `target` takes the place of `models/`. Continues from the last checkpoint of the same configuration and data, at its
+    step; a signal that ends the training raises `fanout.Stopped` after a checkpoint. Held-back simulations are never
+    read.
     """
     from scatterflow import models  # torch is only needed here
 
@@ -30,7 +39,8 @@ def run(study: Study, model: str, folder: Path, tell: Callable[[str], None] = sa
     if data == "resident":
         rows = rows.load()
     counts = _counts(study, folder) if data == "fresh_noise" else None
-    trained = models.train(study, model, rows, folder / "models", tell, counts=counts)
+    target = target or folder / "models"
+    trained = models.train(study, model, rows, target, tell, tracker, counts)
     tell("setting the thresholds of the verdict on validation simulations")
     start = time.monotonic()
     limited = preprocess.rows(rows, "validation").isel(simulation=slice(0, _LIMIT_ROWS)).load()
@@ -45,7 +55,7 @@ def run(study: Study, model: str, folder: Path, tell: Callable[[str], None] = sa
         "predictive": np.asarray(verdict.predictive_score(references, draws)),
     }
     limits = verdict.thresholds(scores, study.config.inference.false_alarm_rate)
-    path = models.save(folder / "models" / model, trained, feature_score, limits)
+    path = models.save(target / model, trained, feature_score, limits)
     tell(f"thresholds in {duration(time.monotonic() - start)}; bundle in {path.parent}")
     return path
 

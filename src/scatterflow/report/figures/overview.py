@@ -92,7 +92,7 @@ def losses(history: pd.DataFrame) -> Figure:
 
 @styled
 def cost(seconds: Mapping[str, float]) -> Figure:
-    """Wall time of the stages [s], in their order."""
+    """Wall time of the jobs [s], in their order."""
     figure = blank(height=0.75 + 0.27 * len(seconds))
     axes = figure.add_subplot()
     place = np.arange(len(seconds))[::-1]
