@@ -6,6 +6,7 @@ A run that ends with an error is run again, and then meets the next trouble: eve
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from tests.slurm.cluster import NODES, Cluster
 from tests.slurm.runs import TASKS, Run
 
-pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.workflow
 
 
 def test_array_on_both_nodes_and_kill_of_a_task(run: Run, cluster: Cluster) -> None:
@@ -59,6 +60,7 @@ def test_controller_killed_and_restarted(run: Run, cluster: Cluster) -> None:
     run.check()
 
 
+@pytest.mark.table
 def test_one_task_requeued_the_other_cancelled(run: Run, cluster: Cluster) -> None:
     """With two processes each: both get Slurm's signals, only the parent heeds them."""
     run.underway({"cpus": "2"})
@@ -69,6 +71,7 @@ def test_one_task_requeued_the_other_cancelled(run: Run, cluster: Cluster) -> No
     run.check()
 
 
+@pytest.mark.table
 def test_preemption(run: Run, cluster: Cluster) -> None:
     run.underway()
     for node in NODES[:2]:
@@ -79,6 +82,7 @@ def test_preemption(run: Run, cluster: Cluster) -> None:
     run.check()
 
 
+@pytest.mark.table
 def test_time_limit(run: Run, cluster: Cluster) -> None:
     """On the node with the GPU, where nothing else happens."""
     run.underway({"minutes": "1", "partition": "gpu"})
@@ -88,6 +92,7 @@ def test_time_limit(run: Run, cluster: Cluster) -> None:
     run.check()
 
 
+@pytest.mark.table
 def test_stop_cancels_the_jobs_then_the_array_is_cancelled(run: Run, cluster: Cluster) -> None:
     run.underway()
     run.process.send_signal(signal.SIGTERM)
@@ -100,15 +105,18 @@ def test_stop_cancels_the_jobs_then_the_array_is_cancelled(run: Run, cluster: Cl
     run.check()
 
 
-def test_full_disk_then_freed_while_slurmctld_restarts(run: Run, cluster: Cluster, tmp_path: Path) -> None:
-    full = tmp_path / "full"
-    full.touch()
-    run.start(full_at=25, full=str(full))
-    assert "cannot be read or written, got file too large" in run.finish(2)
-    full.unlink()
-    run.gate.unlink()
-    run.start(wait_at=(25,), gate=str(run.gate))
-    run.begun(1)
+@pytest.mark.table
+def test_full_disk_then_freed_while_slurmctld_restarts(run: Run, cluster: Cluster, small_disk: Path) -> None:
+    run.folder = small_disk / "study"
+    run.underway()
+    filler = small_disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    assert "no space left on device" in run.finish(2)
+    cluster.wait(lambda: not cluster.jobs())
+    filler.unlink()
+    run.underway()
     cluster.end("slurmctld", signal.SIGKILL)
     run.hear("no answer")
     cluster.start_controller()
@@ -116,6 +124,7 @@ def test_full_disk_then_freed_while_slurmctld_restarts(run: Run, cluster: Cluste
     run.check()
 
 
+@pytest.mark.table
 def test_a_shard_that_cannot_be_computed_then_munge_stops(run: Run, cluster: Cluster) -> None:
     run.start(error_at=15)
     assert "layer01_TaO.delta must be physical" in run.finish(2)
@@ -125,11 +134,13 @@ def test_a_shard_that_cannot_be_computed_then_munge_stops(run: Run, cluster: Clu
     run.begun(1)
     cluster.end("munged")
     run.hear("no answer")
+    time.sleep(30)
     cluster.start_munge()
     run.finish()
     run.check()
 
 
+@pytest.mark.table
 def test_a_shard_that_always_kills_its_task_then_takes_all_memory(run: Run, tmp_path: Path) -> None:
     """Tried a few times, then given up with its reason; all others are finished, and kept."""
     run.start(kill_at=15)
