@@ -5,6 +5,7 @@ A run that ends with an error is run again, and then meets the next trouble: eve
 
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -84,8 +85,13 @@ def test_preemption(run: Run, cluster: Cluster) -> None:
 
 @pytest.mark.table
 def test_time_limit(run: Run, cluster: Cluster) -> None:
-    """On the node with the GPU, where nothing else happens."""
-    run.underway({"minutes": "1", "partition": "gpu"})
+    """On the node with the GPU, which one task takes after the other."""
+    run.start({"minutes": "1", "partition": "gpu", "gres": "gpu:1"}, wait_at=(15, 45), gate=str(run.gate))
+    run.begun(1)
+    assert cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%P %b").stdout.split() == [
+        "gpu",
+        "gres:gpu:1",
+    ]
     told = run.hear("submitted again")
     assert "timeout" in told or "slurmstepd" in told, "Slurm's state, or what its daemon wrote where the job still ends"
     run.finish()
@@ -175,4 +181,18 @@ def test_damage_leftovers_and_clocks(run: Run, undisturbed: Path) -> None:
     run.finish()
     changed = [record.shard.start for record in run.records() if record.finished != before[record.shard]]
     assert changed == [10, 30, 40]
+    run.check()
+
+
+@pytest.mark.table
+def test_tasks_in_a_container(run: Run, tmp_path: Path) -> None:
+    """What starts Python in a task may be a command of its own, as `apptainer exec IMAGE python`."""
+    wrapper, noted = tmp_path / "container", tmp_path / "noted"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {noted}\nshift\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    run.start({"python": f"{wrapper} image"})
+    run.finish()
+    assert [line.split()[:4] for line in noted.read_text().splitlines()] == [
+        ["image", "-u", "-m", "submitit.core._submit"]
+    ] * TASKS
     run.check()

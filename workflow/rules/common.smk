@@ -16,6 +16,9 @@ from scatterflow.config.loading import load_run
 from scatterflow.errors import ScatterflowError
 from scatterflow.provenance import stage_params
 
+# All software in one file, for --software-deployment-method apptainer (envs/README.md).
+IMAGE = "envs/scatterflow.sif"
+
 # What does the work of a stage; the rule with the stage's name only collects what was made.
 WORK = {
     "simulate": "simulate_study",

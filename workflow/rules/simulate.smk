@@ -15,6 +15,8 @@ rule simulate_study:
     localrule: fans_out("simulate_study")
     conda:
         "../../envs/environment.cpu.yaml"
+    container:
+        None if fans_out("simulate_study") else IMAGE
     threads: workflow.cores
     resources:
         mem_mb=4000,

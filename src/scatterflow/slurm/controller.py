@@ -139,7 +139,7 @@ class _Controller:
         from submitit.core.utils import FailedJobError
 
         chosen = self.options
-        executor = submitit.SlurmExecutor(folder=self.campaign.folder)
+        executor = submitit.SlurmExecutor(folder=self.campaign.folder, python=chosen.python)
         executor.update_parameters(
             job_name=batch.name,
             partition=chosen.partition,
