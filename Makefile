@@ -27,9 +27,15 @@ demo: $(STAMP) ## install, then run config/demo.yaml on all cores (8 min on 2 co
 data: $(STAMP) ## fetch the real detector frames into $SCATTERFLOW_DATA and check them by hash (8 MB)
 	@$(BIN)/python workflow/scripts/fetch_data.py
 
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup -p no:benchmark
+
 .PHONY: test
-test: $(STAMP) ## install, then all tests: unit, property, science, workflow, Slurm (20 min on 2 cores)
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup -p no:benchmark
+test: $(STAMP) ## install, then all tests: unit, property, science, workflow, a part of Slurm's faults (20 min on 2 cores)
+	$(PYTEST) -m 'not table'
+
+.PHONY: test-slurm
+test-slurm: $(STAMP) ## the whole table of what clusters do, on a real Slurm without and with accounting (20 min on 2 cores)
+	$(PYTEST) tests/slurm
 
 .PHONY: check
 check: $(STAMP) ## format, lint, types, workflow lint, generated files in sync

@@ -24,7 +24,7 @@ wildcard_constraints:
     model=one_of({model for study in RUN.studies.values() for model in study.models}),
 
 
-container: "envs/scatterflow.sif"
+container: IMAGE
 
 
 include: "workflow/rules/simulate.smk"

@@ -50,7 +50,15 @@ quiet=
 say "2/4 $torch: 0.2 GB as a CPU build, 3 GB and more as a CUDA build (about 50 s left with the former)"
 pip install $quiet --no-deps "$torch"
 
-count=$(grep -c '^[a-zA-Z0-9]' envs/requirements.lock)
+lock=envs/requirements.lock
+glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed 's/^glibc //')
+if [ "$(printf '2.35\n%s\n' "${glibc:-0}" | sort -V | head -n 1)" != 2.35 ]; then
+  say "the C library (glibc ${glibc:-unknown}) is older than BornAgain's wheel needs (2.35): all but BornAgain is installed." \
+    "Engine dwba works; cross_check and engine bornagain need the container or conda, see envs/README.md"
+  awk '/^[a-zA-Z0-9]/ { wanted = !/^bornagain==/ } wanted' $lock >"$venv/requirements.lock"
+  lock=$venv/requirements.lock
+fi
+count=$(grep -c '^[a-zA-Z0-9]' "$lock")
 say "3/4 $count packages of envs/requirements.lock, checked by hash (about 20 s left)"
 uv_only=$venv/uv.lock
 awk '/^[a-zA-Z0-9]/ { wanted = /^uv==/ } wanted' envs/requirements.lock >"$uv_only"
@@ -58,9 +66,9 @@ pip install $quiet --no-deps --require-hashes -r "$uv_only"
 # uv does not read pip's configuration: tell it the index; what else it needs and cannot find, pip does in its place.
 index=${UV_DEFAULT_INDEX:-${PIP_INDEX_URL:-$(pip config get global.index-url 2>/dev/null || :)}}
 [ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
-"$venv/bin/uv" pip install $quiet --python "$venv/bin/python" --no-deps --require-hashes -r envs/requirements.lock || {
+"$venv/bin/uv" pip install $quiet --python "$venv/bin/python" --no-deps --require-hashes -r "$lock" || {
   say "uv could not install them; pip does it (about 1 min left)"
-  pip install $quiet --no-deps --require-hashes -r envs/requirements.lock
+  pip install $quiet --no-deps --require-hashes -r "$lock"
 }
 # Nothing left to do for a CPU build; a CUDA build brings its own libraries.
 pip install $quiet "$torch"

@@ -98,7 +98,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _lock(handle: TextIO) -> bool:
-    for _ in range(5):  # `is_held` of another process may have it for a moment
+    for _ in range(100):  # `is_held` of another process may have it for a moment, one that is stopping for some seconds
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True

@@ -127,7 +127,13 @@ class Study:
     @property
     def engine_version(self) -> str:
         """Version of the package that computes the counts: BornAgain's, or torch's for our own engine."""
-        return provenance.versions()[{"bornagain": "bornagain", "dwba": "torch"}[self.config.forward.engine]]
+        package = {"bornagain": "bornagain", "dwba": "torch"}[self.config.forward.engine]
+        found = provenance.versions((package,))
+        if package not in found:
+            raise ConfigError(
+                f"engine {self.config.forward.engine}", "must be installed", f"no {package}", "see envs/README.md"
+            )
+        return found[package]
 
     def engines_hash(self) -> str:
         """Hash of code and versions of all engines: what a comparison of them depends on."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import resource
 import signal
 import sys
 import time
@@ -28,15 +27,12 @@ from tests.store_study import Tiny, tiny
 class Faulty(Tiny):
     """At `kill_at` the process kills itself, at `eat_at` it takes 3 GB; only once if `once` names a file to note it in.
 
-    At `full_at`, while the file `full` exists, it can write no file above 700 bytes, as on a full disk. At `wait_at` it
-    waits until the file `gate` exists.
+    At `wait_at` it waits until the file `gate` exists.
     """
 
     kill_at: int | None = None
     eat_at: int | None = None
     once: str = ""
-    full_at: int | None = None
-    full: str = ""
     wait_at: tuple[int, ...] = ()
     gate: str = ""
 
@@ -50,8 +46,6 @@ class Faulty(Tiny):
     def _trouble(self, rows: list[int]) -> None:
         while set(self.wait_at) & set(rows) and not Path(self.gate).exists():
             time.sleep(0.1)
-        if self.full_at in rows and Path(self.full).exists():
-            resource.setrlimit(resource.RLIMIT_FSIZE, (700, 700))
         if not {self.kill_at, self.eat_at} & set(rows) or (self.once and Path(self.once).exists()):
             return
         if self.once:

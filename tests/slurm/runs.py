@@ -19,7 +19,7 @@ from tests.workflow.checkout import tree_sha256
 
 SIMULATIONS = 60  # in shards of 10
 TASKS = 2
-WAIT_S = 240
+WAIT_S = 400
 
 
 @dataclass
@@ -59,7 +59,10 @@ class Run:
     def finish(self, status: int = 0) -> str:
         """Open the gate and wait for the end, which must be with `status`; returns what was said on stderr."""
         self.gate.touch()
-        _, said = self.process.communicate(timeout=WAIT_S)
+        try:
+            _, said = self.process.communicate(timeout=WAIT_S)
+        except subprocess.TimeoutExpired as late:
+            raise AssertionError(f"{late.stderr!r}\n{self.cluster.state()}") from late
         assert self.process.returncode == status, said
         assert "Traceback" not in said
         return said

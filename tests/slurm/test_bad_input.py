@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 from tests.slurm.cluster import Cluster
 from tests.slurm.runs import TASKS, Run
 
-pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.workflow
 
 REFUSED = {
     "unknown partition": ({"partition": "moon"}, "invalid partition name specified (partition moon)", "sinfo"),

@@ -5,7 +5,9 @@ A run that ends with an error is run again, and then meets the next trouble: eve
 
 import os
 import signal
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from tests.slurm.cluster import NODES, Cluster
 from tests.slurm.runs import TASKS, Run
 
-pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.workflow
 
 
 def test_array_on_both_nodes_and_kill_of_a_task(run: Run, cluster: Cluster) -> None:
@@ -59,6 +61,7 @@ def test_controller_killed_and_restarted(run: Run, cluster: Cluster) -> None:
     run.check()
 
 
+@pytest.mark.table
 def test_one_task_requeued_the_other_cancelled(run: Run, cluster: Cluster) -> None:
     """With two processes each: both get Slurm's signals, only the parent heeds them."""
     run.underway({"cpus": "2"})
@@ -69,6 +72,7 @@ def test_one_task_requeued_the_other_cancelled(run: Run, cluster: Cluster) -> No
     run.check()
 
 
+@pytest.mark.table
 def test_preemption(run: Run, cluster: Cluster) -> None:
     run.underway()
     for node in NODES[:2]:
@@ -79,15 +83,22 @@ def test_preemption(run: Run, cluster: Cluster) -> None:
     run.check()
 
 
+@pytest.mark.table
 def test_time_limit(run: Run, cluster: Cluster) -> None:
-    """On the node with the GPU, where nothing else happens."""
-    run.underway({"minutes": "1", "partition": "gpu"})
+    """On the node with the GPU, which one task takes after the other."""
+    run.start({"minutes": "1", "partition": "gpu", "gres": "gpu:1"}, wait_at=(15, 45), gate=str(run.gate))
+    run.begun(1)
+    assert cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%P %b").stdout.split() == [
+        "gpu",
+        "gres:gpu:1",
+    ]
     told = run.hear("submitted again")
     assert "timeout" in told or "slurmstepd" in told, "Slurm's state, or what its daemon wrote where the job still ends"
     run.finish()
     run.check()
 
 
+@pytest.mark.table
 def test_stop_cancels_the_jobs_then_the_array_is_cancelled(run: Run, cluster: Cluster) -> None:
     run.underway()
     run.process.send_signal(signal.SIGTERM)
@@ -100,15 +111,18 @@ def test_stop_cancels_the_jobs_then_the_array_is_cancelled(run: Run, cluster: Cl
     run.check()
 
 
-def test_full_disk_then_freed_while_slurmctld_restarts(run: Run, cluster: Cluster, tmp_path: Path) -> None:
-    full = tmp_path / "full"
-    full.touch()
-    run.start(full_at=25, full=str(full))
-    assert "cannot be read or written, got file too large" in run.finish(2)
-    full.unlink()
-    run.gate.unlink()
-    run.start(wait_at=(25,), gate=str(run.gate))
-    run.begun(1)
+@pytest.mark.table
+def test_full_disk_then_freed_while_slurmctld_restarts(run: Run, cluster: Cluster, small_disk: Path) -> None:
+    run.folder = small_disk / "study"
+    run.underway()
+    filler = small_disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    assert "no space left on device" in run.finish(2)
+    cluster.wait(lambda: not cluster.jobs())
+    filler.unlink()
+    run.underway()
     cluster.end("slurmctld", signal.SIGKILL)
     run.hear("no answer")
     cluster.start_controller()
@@ -116,6 +130,7 @@ def test_full_disk_then_freed_while_slurmctld_restarts(run: Run, cluster: Cluste
     run.check()
 
 
+@pytest.mark.table
 def test_a_shard_that_cannot_be_computed_then_munge_stops(run: Run, cluster: Cluster) -> None:
     run.start(error_at=15)
     assert "layer01_TaO.delta must be physical" in run.finish(2)
@@ -125,11 +140,13 @@ def test_a_shard_that_cannot_be_computed_then_munge_stops(run: Run, cluster: Clu
     run.begun(1)
     cluster.end("munged")
     run.hear("no answer")
+    time.sleep(30)
     cluster.start_munge()
     run.finish()
     run.check()
 
 
+@pytest.mark.table
 def test_a_shard_that_always_kills_its_task_then_takes_all_memory(run: Run, tmp_path: Path) -> None:
     """Tried a few times, then given up with its reason; all others are finished, and kept."""
     run.start(kill_at=15)
@@ -164,4 +181,18 @@ def test_damage_leftovers_and_clocks(run: Run, undisturbed: Path) -> None:
     run.finish()
     changed = [record.shard.start for record in run.records() if record.finished != before[record.shard]]
     assert changed == [10, 30, 40]
+    run.check()
+
+
+@pytest.mark.table
+def test_tasks_in_a_container(run: Run, tmp_path: Path) -> None:
+    """What starts Python in a task may be a command of its own, as `apptainer exec IMAGE python`."""
+    wrapper, noted = tmp_path / "container", tmp_path / "noted"
+    wrapper.write_text(f'#!/bin/sh\necho "$@" >> {noted}\nshift\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    run.start({"python": f"{wrapper} image"})
+    run.finish()
+    assert [line.split()[:4] for line in noted.read_text().splitlines()] == [
+        ["image", "-u", "-m", "submitit.core._submit"]
+    ] * TASKS
     run.check()

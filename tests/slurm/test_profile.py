@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import Cluster
+from tests.slurm.conftest import PLAIN
 from tests.workflow.checkout import BIN, Checkout, new_checkout, tree_sha256
 
-pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("slurm")]
+pytestmark = pytest.mark.workflow
 
 # only the waiting is shortened: the plugin's first look at a job comes after 40 s otherwise
 COMMAND = (
@@ -36,6 +37,7 @@ def start(checkout: Checkout, cluster: Cluster, target: str, to: Any = subproces
     )
 
 
+@pytest.mark.parametrize("running", [PLAIN], indirect=True)
 def test_snakemake_is_killed_and_run_again(cluster: Cluster, tmp_path: Path) -> None:
     checkout = new_checkout(tmp_path / "checkout")
     (checkout.folder / "slurm").symlink_to(Path("profiles") / "slurm")
@@ -68,4 +70,19 @@ def test_snakemake_is_killed_and_run_again(cluster: Cluster, tmp_path: Path) -> 
     (store,) = checkout.results.glob("simulate/store-*.zarr")
     assert store.name == expected.name
     assert tree_sha256(store) == tree_sha256(expected)
+    assert not list(checkout.results.glob("simulate/slurm-*"))
+
+
+@pytest.mark.table
+def test_only_snakemake_itself_is_killed(cluster: Cluster, tmp_path: Path) -> None:
+    """What it has started does not go on without it: its jobs are cancelled, and the next run finds nobody at work."""
+    checkout = new_checkout(tmp_path / "checkout")
+    (checkout.folder / "slurm").symlink_to(Path("profiles") / "slurm")
+    first = start(checkout, cluster, "simulate")
+    cluster.wait(lambda: len(cluster.jobs("RUNNING")) == 4)
+    first.kill()
+    first.wait()
+    cluster.wait(lambda: not cluster.jobs())
+    with (tmp_path / "said").open("w+") as said:
+        assert start(checkout, cluster, "simulate", to=said).wait() == 0, (tmp_path / "said").read_text()
     assert not list(checkout.results.glob("simulate/slurm-*"))

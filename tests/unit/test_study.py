@@ -1,6 +1,7 @@
 """The public interface of a study: names, units, shapes, errors; simulate, observe, preprocess by real BornAgain."""
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +137,13 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
     study = sf.load_study(DEMO, "multilayer", {"forward.accelerator": "gpu"})
     with pytest.raises(ConfigError, match=r"forward\.accelerator must be cpu where torch finds no GPU"):
         study.simulate(study.prior.sample(1))
+
+
+def test_bornagain_that_is_not_installed_is_missed_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the C library is too old for its wheel; the other engine does without it."""
+    monkeypatch.setitem(sys.modules, "bornagain", None)
+    study = sf.load_study(DEMO, "multilayer")
+    theta = study.prior.sample(1)
+    study.simulate(theta)
+    with pytest.raises(ConfigError, match=r"BornAgain must be installed .*envs/README\.md"):
+        study.simulate(theta, engine="bornagain")

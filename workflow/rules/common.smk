@@ -16,6 +16,9 @@ from scatterflow.config.loading import load_run
 from scatterflow.errors import ScatterflowError
 from scatterflow.provenance import stage_params
 
+# All software in one file, for --software-deployment-method apptainer (envs/README.md).
+IMAGE = "envs/scatterflow.sif"
+
 # What does the work of a stage; the rule with the stage's name only collects what was made.
 WORK = {
     "simulate": "simulate_study",
@@ -146,6 +149,11 @@ def determined_by(stage):
 def fans_out(rule):
     """True if the profile (or --set-resources) says by `fanout` that a rule spreads its work over jobs of its own."""
     return "fanout" in workflow.resource_settings.overwrite_resources.get(rule, {})
+
+
+def image_of(rule):
+    """The container of what may fan out; the controller of a fan-out runs where sbatch is, its tasks as the profile says."""
+    return None if fans_out(rule) else IMAGE
 
 
 def of_each_study(pattern):

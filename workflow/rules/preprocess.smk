@@ -17,6 +17,8 @@ rule preprocess_study:
     localrule: fans_out("preprocess_study")
     conda:
         "../../envs/environment.cpu.yaml"
+    container:
+        image_of("preprocess_study")
     threads: workflow.cores
     resources:
         mem_mb=4000,

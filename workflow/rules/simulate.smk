@@ -15,6 +15,8 @@ rule simulate_study:
     localrule: fans_out("simulate_study")
     conda:
         "../../envs/environment.cpu.yaml"
+    container:
+        image_of("simulate_study")
     threads: workflow.cores
     resources:
         mem_mb=4000,

@@ -17,6 +17,8 @@ rule run_sweep:
     localrule: fans_out("run_sweep")
     conda:
         "../../envs/environment.gpu.yaml"
+    container:
+        image_of("run_sweep")
     threads: workflow.cores
     resources:
         mem_mb=6000,

@@ -2,11 +2,16 @@
 
 import io
 import os
+import select
+import signal
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 from typing import Any, TextIO
 
 from scatterflow.errors import ScatterflowError
@@ -29,6 +34,35 @@ class _Tee(io.TextIOBase):
         return self.log.fileno()
 
 
+_FAREWELL_S = 30  # so long a stage that is stopping already may take
+
+
+def _end_with_snakemake() -> None:
+    """Stop this process when a snakemake above it has gone, also by kill -9: the next run must not meet this one."""
+    above = [os.pidfd_open(process) for process in _ancestors() if b"snakemake" in _command(process)]
+    if not above:
+        return
+    gone = select.poll()
+    for handle in above:
+        gone.register(handle, select.POLLIN)
+    gone.poll()
+    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # at work; otherwise not yet, or stopping
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_FAREWELL_S)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _ancestors() -> Iterator[int]:
+    process = os.getppid()
+    while process > 1:
+        yield process
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _command(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
+
+
 @contextmanager
 def logged(snakemake: Any) -> Iterator[None]:
     """Log what is written inside, by libraries and child processes too; show on the terminal what this process prints.
@@ -36,6 +70,7 @@ def logged(snakemake: Any) -> Iterator[None]:
     An error of scatterflow's own ends the process with one line and exit code 2; any other with one line
     and exit code 1: its traceback is in the log file.
     """
+    threading.Thread(target=_end_with_snakemake, daemon=True).start()
     path = snakemake.log[0]
     job = " ".join([snakemake.rule, *snakemake.wildcards])
     with open(path, "w", buffering=1) as log, os.fdopen(os.dup(sys.stderr.fileno()), "w", buffering=1) as terminal:

@@ -61,6 +61,8 @@ def run_stage(
             raise ConfigError("--study", "is not an option of report", repr(study), "the report covers all studies")
         products = [stage.run(run, folder)]
     else:
+        if name == "sweep" and study is None:  # of those that have one; without any, the first says what is missing
+            chosen = [each for each in chosen if run.studies[each].sweep is not None] or chosen[:1]
         products = [
             path for each in chosen for path in _products(stage, study_of(run, each, config.parent), folder / each)
         ]

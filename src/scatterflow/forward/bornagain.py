@@ -114,8 +114,7 @@ def _extend(edges: Array, margin: int) -> Array:
 
 def _run(sample: SampleConfig, instrument: InstrumentConfig, theta: Array, rows: Array, columns: Array) -> Array:
     """One BornAgain simulation on uniform pixel edges, (z, y)."""
-    import bornagain as ba
-
+    ba = _library()
     v, _ = geometry.tangents(instrument, rows[[0, -1]], columns[[0, 0]])
     _, u = geometry.tangents(instrument, rows[[0, 0]], columns[[0, -1]])
     # BornAgain 25 calls these bounds angles and takes them as tangents
@@ -131,6 +130,18 @@ def _run(sample: SampleConfig, instrument: InstrumentConfig, theta: Array, rows:
         return np.asarray(simulation.simulate().intensities())
     except RuntimeError as error:
         raise SimulationError("BornAgain", "must be able to compute the sample", f"{error} at {theta}") from None
+
+
+def _library() -> Any:
+    """BornAgain. Raises ConfigError where it is not installed or its wheel does not load (an older C library)."""
+    try:
+        import bornagain
+    except ImportError as error:
+        remedy = "install it (its wheel needs glibc 2.35), or use the container or conda (envs/README.md)"
+        raise ConfigError(
+            "BornAgain", "must be installed for engine bornagain and for cross-check", f"{error}", remedy
+        ) from None
+    return bornagain
 
 
 def _layers(sample: SampleConfig, theta: Array) -> Iterator[tuple[float, ...]]:

@@ -169,6 +169,6 @@ def last_error(path: Path) -> str:
     except OSError:
         return ""
     lines = [line for line in reversed(text.split("\n")) if line.strip()]
-    telling = (r"[\w.]*(Error|Exception|Interrupt)\b", r".*(exceeded|DUE TO|oom)", r".*\berror: ", r"")
+    telling = (r"[\w.]*(Error|Exception|Interrupt)\b", r".*(exceeded|DUE TO|oom|execve)", r".*\berror: ", r"")
     chosen = next((line for pattern in telling for line in lines if re.match(pattern, line)), "")
     return "".join(character for character in chosen if character.isprintable())[:200]

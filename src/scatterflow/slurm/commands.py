@@ -27,9 +27,9 @@ _PASSING = (
     "timed out",
 )
 _CROWDED = ("submit limit", "submitjob", "queue is full", "max submit")
-_REMEDIES = {
-    "partition": "see `sinfo` for the partitions; set SCATTERFLOW_SLURM_PARTITION, or slurm_partition in the profile",
+_REMEDIES = {  # the first that fits: what is said of an account names the partition, too
     "account": "see `sacctmgr show associations user=$USER`; set SCATTERFLOW_SLURM_ACCOUNT, or slurm_account in the profile",
+    "partition": "see `sinfo` for the partitions; set SCATTERFLOW_SLURM_PARTITION, or slurm_partition in the profile",
     "qos": "set SCATTERFLOW_SLURM_QOS, or qos in the profile",
     "time limit": "lower SCATTERFLOW_SLURM_MINUTES below the partition's limit (`sinfo -o '%P %l'`)",
     "node configuration": "lower SCATTERFLOW_SLURM_CPUS or SCATTERFLOW_SLURM_MEMORY_MB, or choose another partition",

@@ -67,6 +67,7 @@ class _Controller:
         self.silent: float | None = None  # since when Slurm has not answered
         self.told = time.monotonic() - _TOLD_EVERY_S + _TOLD_FIRST_S, ""
         self.failed = False
+        self.avoided: dict[str, str] = {}  # nodes on which a task failed before it had begun, and how
 
     def run(self) -> Iterator[Outcome[Any]]:
         yield from self._attach()
@@ -138,7 +139,7 @@ class _Controller:
         from submitit.core.utils import FailedJobError
 
         chosen = self.options
-        executor = submitit.SlurmExecutor(folder=self.campaign.folder)
+        executor = submitit.SlurmExecutor(folder=self.campaign.folder, python=chosen.python)
         executor.update_parameters(
             job_name=batch.name,
             partition=chosen.partition,
@@ -163,7 +164,10 @@ class _Controller:
             except FailedJobError as error:
                 site = {"partition": chosen.partition, "account": chosen.account, "qos": chosen.qos}
                 asked = ", ".join(f"{name} {value}" for name, value in site.items() if value)
-                raise commands.refusal("sbatch", str(error), f" ({asked})" if asked else "") from None
+                refusal = commands.refusal("sbatch", str(error), f" ({asked})" if asked else "")
+                if self.avoided and isinstance(refusal, ConfigError):
+                    raise self._no_node() from None
+                raise refusal from None
         return int(jobs[0].job_id.split("_")[0])
 
     def _additional(self) -> dict[str, Any]:
@@ -172,7 +176,14 @@ class _Controller:
         chosen: dict[str, Any] = {"signal": f"USR2@{self.options.warning_s}" if warned else _HARMLESS}
         if self.options.gres:
             chosen["gres"] = self.options.gres
+        if self.avoided:
+            chosen["exclude"] = ",".join(self.avoided)
         return chosen | {"requeue": True}  # started again after the failure of a node, and after preemption
+
+    def _no_node(self) -> StoreError:
+        why = list(self.avoided.values())[-1]
+        remedy = "have Python and this folder on every node (`scatterflow doctor`), or choose another partition"
+        return StoreError("Slurm nodes", "must be able to start tasks", why, remedy)
 
     def _look(self) -> None:
         """Ask Slurm once which tasks have ended."""
@@ -251,6 +262,9 @@ class _Controller:
             elif left:
                 self.lost += 1
                 why = self._why(each)
+                if each.node and each.state == "FAILED" and not each.begun:  # it would fail all others as fast
+                    self.avoided[each.node] = why
+                    say(f"slurm: node {each.node} is left out from now on")
                 suspects = left[: self.options.cpus] if each.begun else left  # at work when it ended
                 self.tries.update(suspects)
                 dead = [shard for shard in suspects if self.tries[shard] >= self.options.tries]
@@ -289,10 +303,16 @@ class _Controller:
 
     def _settle(self) -> None:
         """Wait until tasks that nobody needs any more have ended, and what the nodes have written shows here."""
-        with suppress(UnreachableError, ScatterflowError):
-            commands.cancel(self.campaign.jobs)
-        end = time.monotonic() + _GOODBYE_S
+        patient = (
+            time.monotonic() + self.options.latency_s
+        )  # those that have just done their last shard end by themselves
+        end = patient + _GOODBYE_S
+        cancelled = False
         while self.campaign.tasks and time.monotonic() < end:
+            if not cancelled and time.monotonic() > patient:
+                cancelled = True
+                with suppress(UnreachableError, ScatterflowError):
+                    commands.cancel(self.campaign.jobs)
             self._look()
             ended = [key for key, each in self.campaign.tasks.items() if each.ended is not None]
             for key in ended:

@@ -24,6 +24,9 @@ class SlurmOptions(Section):
     account: _Name = option(None, help="account that pays; none: the user's default")
     qos: _Name = option(None, help="quality of service; none: the cluster's default")
     gres: _Name = option(None, help="what else a task asks for, as sbatch --gres takes it: gpu:1")
+    python: _Name = option(
+        None, help="what starts Python in a task: `apptainer exec IMAGE python`; none: the Python that submits"
+    )
     cpus: int = option(1, ge=1, help="cores of a task; simulations use each for one shard at a time")
     memory_mb: int = option(2000, ge=100, help="memory per core", unit="MB")
     minutes: int = option(
@@ -46,7 +49,9 @@ def from_environment() -> SlurmOptions:
     for variable, text in os.environ.items():
         name = variable.removeprefix(PREFIX).lower()
         if variable.startswith(PREFIX) and text:
-            given[name] = text if name in ("partition", "account", "qos", "gres") else parse_yaml(text, variable)
+            given[name] = (
+                text if name in ("partition", "account", "qos", "gres", "python") else parse_yaml(text, variable)
+            )
     return validate(SlurmOptions, given, f"environment variables {PREFIX}*")
 
 
