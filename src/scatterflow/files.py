@@ -98,7 +98,7 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def _lock(handle: TextIO) -> bool:
-    for _ in range(100):  # `is_held` of another process may have it for a moment, one that is stopping for some seconds
+    for _ in range(30):  # `is_held` of another process may have it for a moment, one that is stopping a little longer
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True

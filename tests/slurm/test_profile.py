@@ -1,5 +1,6 @@
 """The literal `snakemake --profile slurm` from a checkout's root: arrays on both nodes, training on the GPU partition."""
 
+import json
 import os
 import signal
 import subprocess
@@ -80,6 +81,11 @@ def test_only_snakemake_itself_is_killed(cluster: Cluster, tmp_path: Path) -> No
     (checkout.folder / "slurm").symlink_to(Path("profiles") / "slurm")
     first = start(checkout, cluster, "simulate")
     cluster.wait(lambda: len(cluster.jobs("RUNNING")) == 4)
+    asked = (str(BIN / "scatterflow"), "status", "--config", "tiny.yaml", "--json")
+    told = subprocess.run(asked, cwd=checkout.folder, env=os.environ | cluster.env, check=True, capture_output=True)
+    (simulating,) = (stage for stage in json.loads(told.stdout)["stages"] if stage["stage"] == "simulate")
+    assert simulating["state"] == "running"
+    assert (simulating["running"], simulating["queued"]) == (4, 0)
     first.kill()
     first.wait()
     cluster.wait(lambda: not cluster.jobs())

@@ -270,7 +270,7 @@ def test_sigterm_keeps_what_is_finished(tmp_path: Path, done: Path) -> None:
 
 
 def test_kill_9_in_the_middle_leaves_no_orphan_and_resumes_to_the_same_bits(tmp_path: Path, done: Path) -> None:
-    first = child(tmp_path, workers=2, delay_s=0.3)
+    first = child(tmp_path, workers=2, delay_s=1.5)
     wait_until(lambda: records(tmp_path))
     assert simulate.status(tmp_path)["running"]
     with pytest.raises(StoreError, match=f"one writer at a time, got a second beside process {first.pid} on"):
