@@ -34,7 +34,7 @@ test: $(STAMP) ## install, then all tests: unit, property, science, workflow, a 
 	$(PYTEST) -m 'not table'
 
 .PHONY: test-slurm
-test-slurm: $(STAMP) ## the whole table of what clusters do, on a real Slurm without and with accounting (20 min on 2 cores)
+test-slurm: $(STAMP) ## the whole table of what clusters do, on a real Slurm without and with accounting (17 min on 2 cores)
 	$(PYTEST) tests/slurm
 
 .PHONY: check
