@@ -77,13 +77,13 @@ class Keeper(Callback):
         """Count the losses (row,) of a batch of the part, "train" or "validation"."""
         self.sums[part] += torch.tensor([float(losses.detach().sum()), float(len(losses))], dtype=torch.float64)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
         """Hear signals although Lightning has just set handlers of its own."""
         self.requests.install()
         if trainer.global_rank > 0 and self.step:
             self.sums["train"].zero_()  # the checkpoint holds those of all processes
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Begin the sums of the epoch; the schedule `steps` sets the learning rate."""
         self.sums["train"] = torch.zeros(2, dtype=torch.float64)
         phase = self.phase
@@ -92,7 +92,7 @@ class Keeper(Callback):
             rate = phase.learning_rate * phase.decay_factor ** int(done * phase.epochs / phase.decay_every + 1e-9)
             _set_rate(trainer, rate)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 - Lightning's
+    def on_train_batch_start(self, trainer: Trainer, _module: LightningModule, _batch: Any, batch_idx: int) -> None:
         """The schedule `cosine` sets the learning rate."""
         if self.phase.schedule == "cosine":
             rising = min(1.0, (trainer.global_step + 1) / _WARM_UP)
@@ -107,12 +107,7 @@ class Keeper(Callback):
         return done
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002 - Lightning's
-        outputs: Any,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
-        batch_idx: int,
+        self, trainer: Trainer, _module: LightningModule, _outputs: Any, _batch: Any, batch_idx: int
     ) -> None:
         """Count the step; stop where the budget is spent, keep what a signal or the clock asks for."""
         self.advance(1)
@@ -122,11 +117,11 @@ class Keeper(Callback):
         if not trainer.should_stop and self.step < trainer.num_training_batches:  # else the epoch ends now, and saves
             self._keep(trainer, due=False)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
+    def on_validation_epoch_start(self, *_: Any) -> None:
         """Begin the sums of the validation."""
         self.sums["validation"] = torch.zeros(2, dtype=torch.float64)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002 - Lightning's
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         """Keep the best weights and the history; decide whether this was the last epoch."""
         epoch = trainer.current_epoch
         rate = float(trainer.optimizers[0].param_groups[0]["lr"])

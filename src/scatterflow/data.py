@@ -149,7 +149,7 @@ class Rows:
         """See `Source`."""
         return [0, len(self)]
 
-    def block(self, epoch: int, number: int) -> Rows:  # noqa: ARG002 - the signature of a Source
+    def block(self, _epoch: int, _number: int) -> Rows:
         """See `Source`."""
         return self
 

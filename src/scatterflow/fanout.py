@@ -75,7 +75,7 @@ def stop_on_signals(*numbers: int) -> Iterator[None]:
         yield  # only the main thread may set handlers
         return
 
-    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - the signature of a handler
+    def stop(number: int, _frame: FrameType | None) -> None:
         for each in before:
             signal.signal(each, signal.SIG_DFL)
         raise Stopped(number)
@@ -143,7 +143,7 @@ def _local(
     shards: Sequence[Shard],
     work: Callable[[Shard], R],
     workers: int,
-    shared: Shared | None,  # noqa: ARG001 - the signature of a backend
+    _shared: Shared | None,
 ) -> Iterator[Outcome[R]]:
     """In this process if it is alone, else in `workers` processes of one thread each."""
     if workers > 1:
@@ -253,7 +253,7 @@ def _ending(worker: _Worker) -> str:
 def _slurm(
     shards: Sequence[Shard],
     work: Callable[[Shard], Any],
-    workers: int,  # noqa: ARG001 - of this machine
+    _workers: int,  # of this machine
     shared: Shared | None,
 ) -> Iterator[Outcome[Any]]:
     """In array jobs of a cluster."""

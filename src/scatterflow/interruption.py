@@ -36,7 +36,7 @@ class Requests:
             for number in _heeded():
                 signal.signal(number, self._note)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a handler
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == self.number == signal.SIGINT:  # a person who presses Ctrl-C twice means it
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -305,7 +305,7 @@ def test_a_second_interrupt_by_hand_ends_at_once_and_tears_nothing(tmp_path: Pat
 
 def test_a_gpu_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if torch.accelerator.is_available():
-        pytest.skip("this machine has a GPU")
+        pytest.skip("this machine has a GPU")  # what is tested is the refusal where there is none
     for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
         monkeypatch.delenv(name, raising=False)
     lines: list[str] = []
