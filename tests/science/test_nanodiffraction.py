@@ -54,7 +54,7 @@ def published_sum(theta: list[float]) -> np.ndarray:
         peak = thickness * np.sinc(thickness * qz / (2 * np.pi)) ** 2
         width = float(width)
         image += (peak * np.exp(-(qx**2) / width**2) * np.exp(-(qy**2) / width**2)).sum(-1)
-    return image / 10  # thickness in nm
+    return image.T / 10  # (z, y), as the exit angle ascends along the published x; thickness in nm
 
 
 def test_the_ring_is_the_published_one() -> None:

@@ -21,7 +21,7 @@ class NanobeamConfig(Section):
     outer_zone_nm: float = option(16.0, gt=0, help="width of the outermost zone", unit="nm", source=DONUT)
     distance_mm: float = option(850.0, gt=0, help="distance from sample to detector", unit="mm", source=DONUT)
     pixel_mm: float = option(0.110, gt=0, help="edge of a (binned) pixel", unit="mm", source=DONUT)
-    shape: tuple[int, int] = option((64, 64), help="pixels (y, x) around the Bragg peak", source=DONUT)
+    shape: tuple[int, int] = option((64, 64), help="pixels (z, y) around the Bragg peak; z ascends with the exit angle", source=DONUT)
 
     @property
     def wavelength_nm(self) -> float:

@@ -10,7 +10,8 @@ sum takes the ring at 2 points per pixel, coarser than the peak (0.1 pixel) is w
 jerks. The default is the integral over the ring instead, a disc less a smaller one: along o_y in closed form, and
 o_x = R sin(a) is taken at equal steps of a, for which the sum over smooth functions converges fastest.
 
-torch in, torch out; angles in degrees as everywhere at the border, radians inside, wave vectors in 1/nm.
+The published x runs along the exit angle: it is the row z of the project's frames, and y is the column. torch in, torch
+out; angles in degrees as everywhere at the border, radians inside, wave vectors in 1/nm.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Kinematics:
     They are formed in double precision and rounded once: what varies later is small, so float32 loses nothing there.
     """
 
-    qx: Tensor  # (x, node)
-    qz: Tensor  # (x, node)
+    qx: Tensor  # (z, node)
+    qz: Tensor  # (z, node)
     qy: Tensor  # (y, o_y), or (y, 1) at o_y = 0
     ring: Tensor  # (o_y, node): 0 or 1; or (node,): half the length of a node's chord, over w
     weight: Tensor  # (node,)
@@ -62,8 +63,8 @@ def kinematics(
     k = 2 * pi / beam.wavelength_nm
     incidence = asin(beam.wavelength_nm * film.order / (2 * film.lattice_nm))  # and exit angle of the detector's centre
     pixel = beam.pixel_mm / beam.distance_mm
-    rows, columns = (np.arange(n) - (n - 1) / 2 for n in beam.shape)
-    half_turn = np.arctan(columns * pixel)[:, None] / 2  # half of exit angle minus incidence: no digits are lost below
+    rows, columns = (np.arange(n) - (n - 1) / 2 for n in beam.shape)  # z, y
+    half_turn = np.arctan(rows * pixel)[:, None] / 2  # half of exit angle minus incidence: no digits are lost below
     inner, outer = beam.ring_px
     if upsampling is not None:
         half = int(np.floor(outer * upsampling + 0.5))
@@ -80,7 +81,7 @@ def kinematics(
     arrays = (
         k * (2 * np.sin(incidence + half_turn) * np.sin(half_turn) + o_x * pixel * sin(incidence)),
         k * (2 * np.cos(incidence + half_turn) * np.sin(half_turn) - o_x * pixel * cos(incidence)),
-        k * pixel * (rows[:, None] - o_y),
+        k * pixel * (columns[:, None] - o_y),
         ring,
         weight,
     )
@@ -99,7 +100,7 @@ def _disc(radius: float, nodes: float) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def intensities(at: Kinematics, theta: Tensor) -> Tensor:
-    """Frames (frame, y, x) of films `theta` (frame, parameter): strain, omega [deg], chi [deg] and maybe thickness [nm].
+    """Frames (frame, z, y) of films `theta` (frame, parameter): strain, omega [deg], chi [deg] and maybe thickness [nm].
 
     In the unit of the published sum; differentiable in every parameter. In float32 it takes about 30 bytes of memory per
     frame, row or column, and node: 2.5 MB per frame of the defaults.
@@ -113,4 +114,4 @@ def intensities(at: Kinematics, theta: Tensor) -> Tensor:
     qy = (at.qy + g * torch.deg2rad(chi)) / at.width
     along = at.weight * thickness * torch.sinc(thickness * qz / (2 * pi)) ** 2 * torch.exp(-(qx**2))
     across = torch.exp(-(qy**2)) @ at.ring if at.points else torch.erf(qy + at.ring) - torch.erf(qy - at.ring)
-    return across @ along.transpose(1, 2)
+    return along @ across.transpose(1, 2)
