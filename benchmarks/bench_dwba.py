@@ -17,7 +17,8 @@ from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.sample import SampleConfig
 from scatterflow.forward import bornagain
 from scatterflow.forward.dwba import Engine, limits
-from scatterflow.study import load_study, multilayer_prior
+from scatterflow.multilayer import multilayer_prior
+from scatterflow.study import load_study
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler warns of itself
 PAPER = load_study("config/paper.yaml", "layers12").config

@@ -23,10 +23,11 @@ from benchmarks.scale_document import Measured
 from scatterflow import manifest, provenance, shards, store
 from scatterflow.config.simulate import SimulateConfig
 from scatterflow.manifest import Place, Shard
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.progress import quiet, say
 from scatterflow.slurm import campaign, commands, options
 from scatterflow.stages import preprocess, simulate
-from scatterflow.study import Study, load_study
+from scatterflow.study import load_study
 from scatterflow.verify import verify_shards
 
 PAPER = Path(__file__).parents[1] / "config" / "paper.yaml"
@@ -36,7 +37,7 @@ TASKS, SBATCH_CALLS = 5_000, 6
 _CREATE = os.O_CREAT | os.O_WRONLY | os.O_RDWR
 
 
-def study_of(simulations: int, shard_size: int, views: dict[str, Any] | None = None) -> Study:
+def study_of(simulations: int, shard_size: int, views: dict[str, Any] | None = None) -> MultilayerStudy:
     """The paper's study of 12 layers with these numbers, in one process."""
     paper = load_study(PAPER, "layers12", {f"instrument.views.{name}": view for name, view in (views or {}).items()})
     numbers = SimulateConfig(

@@ -23,9 +23,10 @@ from scatterflow import diagnostics, models
 from scatterflow.config.model import ModelConfig
 from scatterflow.config.simulate import SimulateConfig
 from scatterflow.fanout import processes
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.progress import duration
 from scatterflow.stages import preprocess, simulate
-from scatterflow.study import Study, load_study
+from scatterflow.study import load_study
 
 MINUTES = float(os.environ.get("SCATTERFLOW_STUDY_MINUTES", "60"))
 SIMULATING, TRAINING = 0.5, 0.35  # shares of the budget
@@ -52,7 +53,7 @@ COVERAGE_ERROR, PUBLISHED_COVERAGE_ERROR = 0.03, 0.066
 SAMPLING_S = 0.03
 
 
-def study_of(simulations: int) -> Study:
+def study_of(simulations: int) -> MultilayerStudy:
     """The paper's 12-layer study with this number of simulations and our model."""
     paper = load_study(Path(__file__).parents[1] / "config" / "paper.yaml", "layers12")
     sizes = SimulateConfig(
@@ -62,7 +63,7 @@ def study_of(simulations: int) -> Study:
     return replace(paper, config=paper.config.model_copy(update=update))
 
 
-def affordable(study: Study) -> int:
+def affordable(study: MultilayerStudy) -> int:
     """Simulations that fit into their share of the budget, by the time that a few take now."""
     theta = study.prior.sample(2 * CHUNK)
     study.simulate(theta[:CHUNK])
@@ -74,7 +75,7 @@ def affordable(study: Study) -> int:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> tuple[Study, models.Model, Path]:
+def trained(tmp_path_factory) -> tuple[MultilayerStudy, models.Model, Path]:
     """The model after simulating and training within the budget."""
     folder = tmp_path_factory.mktemp("layers12")
     start = time.perf_counter()

@@ -4,7 +4,7 @@ from typing import Any
 
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.sample import SampleConfig
-from scatterflow.study import multilayer_prior
+from scatterflow.multilayer import multilayer_prior
 
 RANGES: dict[str, Any] = {
     "beta": (0.1e-7, 90e-7),

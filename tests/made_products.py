@@ -18,8 +18,9 @@ from scipy.stats import binom, chi2, kstest
 
 from scatterflow.config.loading import parse_run, read_yaml
 from scatterflow.config.study import RunConfig
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.stages import cross_check, evaluate, report
-from scatterflow.study import Study, study_of
+from scatterflow.study import study_of
 
 ROOT = Path(__file__).parents[1]
 STUDY = "multilayer"
@@ -70,7 +71,9 @@ def mean(values: np.ndarray) -> dict[str, Any]:
     }
 
 
-def posteriors(study: Study, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
+def posteriors(
+    study: MultilayerStudy, rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Truths (observation, parameter) in the normal coordinate; centre and sd of each estimator's posterior there."""
     p = len(study.prior.names)
     truth = rng.normal(size=(N, p))
@@ -84,7 +87,7 @@ def posteriors(study: Study, rng: np.random.Generator) -> tuple[np.ndarray, dict
 
 
 def judge(
-    study: Study, truth: np.ndarray, centre: np.ndarray, sd: np.ndarray, label: str, rng: np.random.Generator
+    study: MultilayerStudy, truth: np.ndarray, centre: np.ndarray, sd: np.ndarray, label: str, rng: np.random.Generator
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Metrics of one estimator, its ranks (observation, parameter) and its joint coverage at a grid of levels."""
     z = (truth - centre) / sd
@@ -122,7 +125,9 @@ def judge(
     return metrics, ranks, (inside[:, None] <= grid).mean(axis=0)
 
 
-def observed(study: Study, theta: np.ndarray, start: int, experiment: bool = False) -> tuple[xr.Dataset, xr.Dataset]:
+def observed(
+    study: MultilayerStudy, theta: np.ndarray, start: int, experiment: bool = False
+) -> tuple[xr.Dataset, xr.Dataset]:
     """Recorded counts and features of samples `theta`, simulated by the study's engine."""
     counts = study.simulate(study.prior.dataarray(theta, start=start))
     noisy = study.observe(counts, experiment=experiment)
@@ -130,7 +135,7 @@ def observed(study: Study, theta: np.ndarray, start: int, experiment: bool = Fal
 
 
 def example_group(
-    study: Study, theta: np.ndarray, samples: dict[str, np.ndarray], experiment: bool = False
+    study: MultilayerStudy, theta: np.ndarray, samples: dict[str, np.ndarray], experiment: bool = False
 ) -> xr.Dataset:
     """A group of examples: samples (estimator, example, draw, parameter), counts, features, predictive bands."""
     noisy, features = observed(study, theta, 0, experiment)
@@ -160,7 +165,7 @@ def example_group(
     )  # fmt: skip
 
 
-def frame_arrays(study: Study, rng: np.random.Generator) -> xr.Dataset:
+def frame_arrays(study: MultilayerStudy, rng: np.random.Generator) -> xr.Dataset:
     """A frame like no simulation: a broad hump, with gaps."""
     qz, qy = np.linspace(-0.6, 2.6, 240), np.linspace(-1.6, 1.6, 210)
     counts = 4e4 * np.exp(-((qz[:, None] - 0.6) ** 2) / 0.1 - (np.abs(qy) - 0.9) ** 2 / 0.08) + 3
@@ -196,7 +201,7 @@ def write_groups(path: Path, groups: dict[str, xr.Dataset]) -> None:
         group.to_netcdf(path, mode="a" if i else "w", group=name, engine="h5netcdf")
 
 
-def make_products(folder: Path, study: Study, seed: int = 7) -> None:
+def make_products(folder: Path, study: MultilayerStudy, seed: int = 7) -> None:
     """Write what the stages before the report leave below `folder` (results/<run>/<study>/)."""
     rng = np.random.default_rng(seed)
     names = list(study.prior.names)
@@ -288,12 +293,12 @@ def make_products(folder: Path, study: Study, seed: int = 7) -> None:
     (folder / "simulate" / "manifest.json").write_text(json.dumps(manifest))
 
 
-def theta_of_fisher(study: Study) -> xr.DataArray:
+def theta_of_fisher(study: MultilayerStudy) -> xr.DataArray:
     """Few samples: enough for a table."""
     return study.prior.sample(4)
 
 
-def engines_compared(study: Study) -> dict[str, Any]:
+def engines_compared(study: MultilayerStudy) -> dict[str, Any]:
     """As the stage cross-check writes it, of samples that no store holds."""
     theta = study.prior.sample(2)
     own, reference = (study.simulate(theta, engine=engine) for engine in ("dwba", "bornagain"))

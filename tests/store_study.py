@@ -16,11 +16,11 @@ from scatterflow.config.forward import ForwardConfig
 from scatterflow.config.observe import ObserveConfig
 from scatterflow.config.preprocess import PreprocessConfig
 from scatterflow.config.simulate import SimulateConfig
-from scatterflow.config.study import StudyConfig
+from scatterflow.config.study import MultilayerConfig
 from scatterflow.errors import ScatterflowError, SimulationError
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.prior import Parameter, Prior
 from scatterflow.stages import simulate
-from scatterflow.study import Study
 from tests.examples import instrument, sample
 
 VIEWS = {
@@ -42,7 +42,7 @@ def example() -> xr.Dataset:
 
 
 @dataclass(frozen=True)
-class Tiny(Study):
+class Tiny(MultilayerStudy):
     """Real simulations; what fails is chosen by simulation index."""
 
     error_at: int | None = None  # this simulation cannot be computed
@@ -72,7 +72,7 @@ def tiny(simulations: int = 40, shard_size: int = 10, chunk_size: int = 5, worke
         chunk_size=chunk_size,
         workers=workers,
     )
-    config = StudyConfig.model_construct(  # without the sections that simulations and features do not depend on
+    config = MultilayerConfig.model_construct(  # without the sections that simulations and features do not depend on
         kind="multilayer",
         instrument=instrument(views=VIEWS),
         sample=sample(),

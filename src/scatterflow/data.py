@@ -20,7 +20,7 @@ from scatterflow import seeds
 from scatterflow.errors import BundleError, StoreError
 
 if TYPE_CHECKING:
-    from scatterflow.study import Study
+    from scatterflow.multilayer import MultilayerStudy
 
 VIEWS = ("profile", "image")
 Loader = Callable[[int, slice], xr.Dataset]  # epoch and rows -> features with `parameters`, in memory
@@ -93,7 +93,7 @@ def stored(features: xr.Dataset) -> Loader:
     return lambda _, rows: features.isel(simulation=rows).load()
 
 
-def fresh_noise(study: Study, counts: xr.Dataset, seed: int) -> Loader:
+def fresh_noise(study: MultilayerStudy, counts: xr.Dataset, seed: int) -> Loader:
     """Loader of stored expected `counts` (with `parameters`), observed and preprocessed anew in every epoch.
 
     The noise of simulation `i` depends on (seed, epoch, i) only.
@@ -107,7 +107,7 @@ def fresh_noise(study: Study, counts: xr.Dataset, seed: int) -> Loader:
     return load
 
 
-def on_the_fly(study: Study, seed: int) -> Loader:
+def on_the_fly(study: MultilayerStudy, seed: int) -> Loader:
     """Loader that draws, simulates, observes and preprocesses; row `i` depends on (seed, epoch, i) only."""
 
     def load(epoch: int, rows: slice) -> xr.Dataset:

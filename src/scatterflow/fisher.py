@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from scatterflow import instrument as geometry
 
 if TYPE_CHECKING:
-    from scatterflow.study import Study
+    from scatterflow.multilayer import MultilayerStudy
 
 Array = NDArray[np.float64]
 _BATCH_BYTES = 2**28  # of derivatives at once
 
 
-def remaining_sd(study: Study, theta: xr.DataArray, view: str) -> Array:
+def remaining_sd(study: MultilayerStudy, theta: xr.DataArray, view: str) -> Array:
     """Least standard deviation that a view leaves of each parameter, in units of the prior's: (simulation, parameter).
 
     Square root of the diagonal of (F + P)^-1 over that of P^-1: F is the Fisher information of the Poisson counts in the
@@ -31,7 +31,7 @@ def remaining_sd(study: Study, theta: xr.DataArray, view: str) -> Array:
     return np.concatenate(parts)
 
 
-def _remaining(study: Study, theta: xr.DataArray, view: str) -> Array:
+def _remaining(study: MultilayerStudy, theta: xr.DataArray, view: str) -> Array:
     found = study.derivatives(theta, views=(view,))
     share = geometry.valid_share(study.config.instrument, view)
     share = np.where(share >= study.config.observe.min_valid_share, share, 0.0).reshape(-1)

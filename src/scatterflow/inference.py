@@ -15,8 +15,8 @@ from scatterflow import verdict
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import FrameError
 from scatterflow.frames import read_frames
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.preprocess.resample import to_views
-from scatterflow.study import Study
 
 if TYPE_CHECKING:
     from scatterflow.models import Model
@@ -105,7 +105,7 @@ def _infer(name: str, frame: xr.Dataset, instrument: InstrumentConfig, model: Mo
 
 
 def score(
-    model: Model, study: Study, features: xr.Dataset, seed: int, experiment: bool = False
+    model: Model, study: MultilayerStudy, features: xr.Dataset, seed: int, experiment: bool = False
 ) -> tuple[dict[str, np.ndarray[Any, np.dtype[np.float64]]], xr.DataArray]:
     """Both scores of the verdict, (simulation,) each, and the posterior predictive profiles (observation, draw, point)."""
     draws = verdict.predictive_draws(

@@ -56,6 +56,16 @@ def observe(
     return result
 
 
+def poisson(expected: Array, simulation: Array, seed: int, stream: str) -> NDArray[np.float64]:
+    """Poisson counts of `expected` (..., z, y) of each `simulation` (...); row `i` depends on (seed, stream, i) only."""
+    recorded = np.empty(expected.shape)
+    # one generator per simulation, so that any row can be drawn alone; the draws themselves dominate the loop
+    for index in np.ndindex(simulation.shape):
+        generator = seeds.generator(seed, f"noise:{stream}", int(simulation[index]))
+        recorded[index] = generator.poisson(expected[index])
+    return recorded
+
+
 def scale_to_full(recorded: Array, share: Array, min_share: float) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Counts scaled from the valid share of a bin to the whole bin, and which bins are valid; masked bins hold 0."""
     valid = share >= min_share
@@ -90,8 +100,5 @@ def _record(
         shares = np.where(dead, 0.0, shares)
     recorded = expected * shares
     if config.noise == "poisson":
-        # one generator per simulation, so that any row can be drawn alone; the draws themselves dominate the loop
-        for index in np.ndindex(simulation.shape):
-            generator = seeds.generator(seed, f"noise:{stream}", int(simulation[index]))
-            recorded[index] = generator.poisson(recorded[index])
+        recorded = poisson(recorded, simulation, seed, stream)
     return scale_to_full(recorded, shares, config.min_valid_share)

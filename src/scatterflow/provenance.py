@@ -93,6 +93,34 @@ def git_commit(folder: Path | None = None) -> str:
     return commit.stdout.strip() if commit.returncode == 0 else "unknown"
 
 
+_LIKELIHOOD = (
+    "scatterflow.baselines.likelihood",
+    "scatterflow.baselines.scoring",
+    "scatterflow.baselines.poisson",
+    "scatterflow.forward.nanodiffraction_slopes",
+)
+_SCANS = (
+    "scatterflow.stages.nanodiffraction.scans",
+    "scatterflow.forward.fields",
+    "scatterflow.scan",
+    "scatterflow.scanfile",
+    "scatterflow.preprocess.bragg",
+    "scatterflow.frames",
+    "scatterflow.framefiles",
+    "scatterflow.framehdf5",
+)
+_REGRESSION = (
+    "scatterflow.models.regressor",
+    "scatterflow.models.regressor_training",
+    "scatterflow.models.nanophysics",
+    "scatterflow.models.lean",
+    "scatterflow.models.donut",
+    "scatterflow.models.nanobeam",
+    "scatterflow.training",
+    "scatterflow.checkpoint",
+    "scatterflow.data",
+)
+
 # the code whose change re-runs a stage, beside that of the stages before it
 _STAGE_MODULES = {
     "cross-check": ("scatterflow.stages.cross_check",),
@@ -128,9 +156,31 @@ _STAGE_MODULES = {
 }
 
 
-def stage_source(stage: str) -> str:
-    """Hash of a stage's code."""
-    return source_hash(*_STAGE_MODULES[stage])
+_KIND_MODULES = {
+    "nanodiffraction": {
+        "train": ("scatterflow.stages.nanodiffraction.train", *_LIKELIHOOD, *_SCANS, *_REGRESSION),
+        "baseline": (
+            "scatterflow.stages.nanodiffraction.baseline",
+            *_LIKELIHOOD,
+            "scatterflow.baselines.correlation",
+            "scatterflow.baselines.centroid",
+            *_SCANS,
+        ),
+        "infer": (
+            "scatterflow.stages.nanodiffraction.infer",
+            *_LIKELIHOOD,
+            *_SCANS,
+            "scatterflow.nexus",
+            *_REGRESSION,
+        ),
+        "evaluate": ("scatterflow.stages.nanodiffraction.evaluate", "scatterflow.maps"),
+    }
+}
+
+
+def stage_source(stage: str, kind: str = "multilayer") -> str:
+    """Hash of a stage's code for studies of a kind."""
+    return source_hash(*_KIND_MODULES.get(kind, {}).get(stage, _STAGE_MODULES[stage]))
 
 
 def stage_params(run: RunConfig, study_name: str | None, stage: str, model: str | None = None) -> dict[str, Any]:
@@ -144,30 +194,10 @@ def stage_params(run: RunConfig, study_name: str | None, stage: str, model: str 
         return {"run": run.run, "source": source_hash(*_STAGE_MODULES[stage])}
     assert study_name is not None
     study = study_of(run, study_name)
-    config = study.config
-    rows = {name: getattr(config.simulate, name) for name in ("simulations", "held_back", "validation")}
+    rows = {name: getattr(study.config.simulate, name) for name in ("simulations", "held_back", "validation")}
     if stage == "simulate":
         return {"identity": study.simulation_identity(), **rows}
-    params: dict[str, Any] = {"source": source_hash(*_STAGE_MODULES[stage]), "seed": run.seed}
-    if stage == "cross-check":
-        checked = {name: getattr(config.forward, name) for name in ("cross_check", "tolerance")}
-        return params | {"identity": study.simulation_identity(), "engines": study.engines_hash(), **checked}
+    params: dict[str, Any] = {"source": stage_source(stage, study.kind), "seed": run.seed}
     if stage == "preprocess":
         return params | {"identity": study.features_identity(), **rows}
-    if stage == "sweep":
-        from scatterflow.trials import sweep_identity, trials
-
-        return params | {"trials": sweep_identity(trials(study))}
-    if stage == "train":
-        assert model is not None
-        return params | {
-            "model": config.models[model].model_dump(mode="json"),
-            "inference": config.inference.model_dump(mode="json", exclude={"frames", "samples"}),
-        }
-    expert = config.sample.model_dump(mode="json")["expert"]
-    if stage == "infer":
-        return params | {"inference": config.inference.model_dump(mode="json"), "expert": expert}
-    if stage == "baseline":
-        samples = config.inference.samples
-        return params | {"baseline": config.baselines.model_dump(mode="json"), "samples": samples, "expert": expert}
-    return params | {"evaluation": config.evaluation.model_dump(mode="json")}
+    return params | study.stage_options(stage, model)

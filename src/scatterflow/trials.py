@@ -21,7 +21,7 @@ from scatterflow.config.model import ModelConfig
 from scatterflow.config.sweep import RangeConfig, SweepConfig, Value, takes_fractions, varied
 from scatterflow.config.training import MACHINE
 from scatterflow.errors import ConfigError
-from scatterflow.study import Study
+from scatterflow.multilayer import MultilayerStudy
 
 Settings = dict[str, Value]
 RECORD = "trial.json"
@@ -75,7 +75,7 @@ class Trial:
         return record if record.identity == self.identity else None
 
 
-def sweep_of(study: Study) -> SweepConfig:
+def sweep_of(study: MultilayerStudy) -> SweepConfig:
     """The study's sweep. Raises ConfigError if it has none."""
     if study.config.sweep is None:
         remedy = "add the section `sweep` to the configuration, see config/README.md"
@@ -83,7 +83,7 @@ def sweep_of(study: Study) -> SweepConfig:
     return study.config.sweep
 
 
-def trials(study: Study) -> list[Trial]:
+def trials(study: MultilayerStudy) -> list[Trial]:
     """All trials in order, none twice. Raises ConfigError for settings that do not go together."""
     sweep = sweep_of(study)
     model = study.config.models[sweep.model]
@@ -101,7 +101,7 @@ def trials(study: Study) -> list[Trial]:
     return list(found.values())
 
 
-def study_of_trial(study: Study, trial: Trial) -> Study:
+def study_of_trial(study: MultilayerStudy, trial: Trial) -> MultilayerStudy:
     """The study with the trial's model alone."""
     name = sweep_of(study).model
     config = study.config.model_copy(update={"models": {name: trial.config}, "sweep": None})
@@ -113,7 +113,7 @@ def sweep_identity(found: Sequence[Trial]) -> str:
     return provenance.digest([trial.identity for trial in found])
 
 
-def _common(study: Study) -> dict[str, Any]:
+def _common(study: MultilayerStudy) -> dict[str, Any]:
     """What determines the bundles of all trials, as plain JSON."""
     simulate = study.config.simulate
     return {

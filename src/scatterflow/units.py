@@ -12,6 +12,10 @@ UNITS: dict[str, str] = {
     "roughness_nm": "nm",
     "hurst": "1",
     "correlation_length_nm": "nm",
+    "strain": "1",
+    "omega_deg": "deg",
+    "chi_deg": "deg",
+    "film_thickness_nm": "nm",
     "counts": "counts",
     "qz": "nm^-1",
     "qy": "nm^-1",
@@ -26,6 +30,10 @@ LONG_NAMES: dict[str, str] = {
     "roughness_nm": "rms roughness",
     "hurst": "Hurst exponent",
     "correlation_length_nm": "lateral correlation length",
+    "strain": "out-of-plane strain",
+    "omega_deg": "tilt in the scattering plane",
+    "chi_deg": "tilt out of the scattering plane",
+    "film_thickness_nm": "film thickness",
 }
 
 

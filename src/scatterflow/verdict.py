@@ -21,8 +21,8 @@ from sklearn.decomposition import PCA
 
 from scatterflow.errors import BundleError
 from scatterflow.forward.parallel import simulate
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.preprocess import profile_features
-from scatterflow.study import Study
 
 Array = NDArray[np.float64]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -106,7 +106,9 @@ def _vectors(features: xr.Dataset) -> tuple[Array, NDArray[np.bool_]]:
     return np.concatenate(values, axis=1), np.concatenate(masks, axis=1)
 
 
-def predictive_draws(study: Study, posterior: Samples, draws: int, seed: int, experiment: bool = False) -> xr.DataArray:
+def predictive_draws(
+    study: MultilayerStudy, posterior: Samples, draws: int, seed: int, experiment: bool = False
+) -> xr.DataArray:
     """Profiles simulated from posterior draws, with noise: (observation, draw, profile_point) in [0, 1]."""
     theta = posterior.sample(draws, seed=seed)
     observations = theta.sizes["observation"]

@@ -9,7 +9,8 @@ from scatterflow.config.sample import LayerValues, SampleConfig
 from scatterflow.forward import bornagain
 from scatterflow.forward.dwba import expected_counts
 from scatterflow.forward.layers import LAYER_PARAMETERS
-from scatterflow.study import load_study, multilayer_prior
+from scatterflow.multilayer import multilayer_prior
+from scatterflow.study import load_study
 from tests import examples
 
 pytestmark = pytest.mark.science

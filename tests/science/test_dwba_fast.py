@@ -6,7 +6,8 @@ import pytest
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.sample import SampleConfig
 from scatterflow.forward.dwba import expected_counts
-from scatterflow.study import load_study, multilayer_prior
+from scatterflow.multilayer import multilayer_prior
+from scatterflow.study import load_study
 
 pytestmark = pytest.mark.science
 PAPER = load_study("config/paper.yaml", "layers12").config

@@ -6,7 +6,8 @@ import torch
 
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.forward.dwba import Engine, limits
-from scatterflow.study import load_study, multilayer_prior
+from scatterflow.multilayer import multilayer_prior
+from scatterflow.study import load_study
 from tests import examples
 
 pytestmark = [

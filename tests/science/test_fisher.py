@@ -6,8 +6,8 @@ import pytest
 from scatterflow import fisher
 from scatterflow import instrument as geometry
 from scatterflow.forward import bornagain
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.stages.cross_check import comparable
-from scatterflow.study import Study
 from tests.workflow.checkout import ROOT
 
 pytestmark = pytest.mark.science
@@ -15,13 +15,13 @@ STEP = 2e-5  # of a parameter's range
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
+def study() -> MultilayerStudy:
     from scatterflow import load_study
 
     return load_study(ROOT / "tests" / "workflow" / "tiny.yaml", "multilayer")
 
 
-def test_derivatives_are_bornagains_differences(study: Study) -> None:
+def test_derivatives_are_bornagains_differences(study: MultilayerStudy) -> None:
     theta = study.prior.sample(3)
     found = study.derivatives(theta)
     for index, name in enumerate(study.prior.names):
@@ -41,7 +41,7 @@ def test_derivatives_are_bornagains_differences(study: Study) -> None:
             assert worst.max() < 2e-6, (view, name)
 
 
-def test_remaining_sd_is_that_of_the_normal_posterior(study: Study) -> None:
+def test_remaining_sd_is_that_of_the_normal_posterior(study: MultilayerStudy) -> None:
     """Summed by hand over bins, and inverted on one parameter at a time: more knowledge of the others never hurts."""
     theta = study.prior.sample(2)
     found = study.derivatives(theta)
@@ -61,8 +61,8 @@ def test_remaining_sd_is_that_of_the_normal_posterior(study: Study) -> None:
         assert (alone <= remaining[row] * (1 + 1e-9)).all()
 
 
-def test_without_light_the_prior_remains(study: Study) -> None:
-    dark = Study(
+def test_without_light_the_prior_remains(study: MultilayerStudy) -> None:
+    dark = MultilayerStudy(
         study.name,
         study.config.model_copy(
             update={"instrument": study.config.instrument.model_copy(update={"beam_intensity": 1e-6})}

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.progress import quiet
 from scatterflow.stages import preprocess, simulate, sweep, train
-from scatterflow.study import Study, load_study
+from scatterflow.study import load_study
 from scatterflow.trials import SweepManifest
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_profile import start
@@ -41,7 +42,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return new
 
 
-def study(checkout: Checkout) -> Study:
+def study(checkout: Checkout) -> MultilayerStudy:
     return load_study(checkout.folder / "tiny.yaml", "multilayer")
 
 

@@ -119,7 +119,8 @@ def test_rows_do_not_depend_on_their_batch(whole: dict, mode: str, geometry: str
 MEMORY = """
 import sys
 from scatterflow.forward.dwba import Engine, limits, expected_counts
-from scatterflow.study import load_study, multilayer_prior
+from scatterflow.multilayer import multilayer_prior
+from scatterflow.study import load_study
 config = load_study("config/demo.yaml", "multilayer").config
 geometry, mode, views, allowed, rows = sys.argv[1], sys.argv[2], sys.argv[3].split("+"), int(sys.argv[4]), int(sys.argv[5])
 instrument = config.instrument.model_copy(update={"geometry": geometry})

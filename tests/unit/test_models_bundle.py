@@ -8,13 +8,13 @@ import pytest
 import torch
 import xarray as xr
 
-from scatterflow.config.study import StudyConfig
+from scatterflow.config.study import MultilayerConfig
 from scatterflow.errors import BundleError, ConfigError, StoreError
 from scatterflow.models import Model, load_model, save, train
 from scatterflow.models.bundle import load_bundle, save_bundle
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.progress import quiet
 from scatterflow.provenance import digest
-from scatterflow.study import Study
 from scatterflow.verdict import fit_features
 from tests import examples
 
@@ -49,17 +49,17 @@ MODELS = {
 LIMITS = {"features": {"threshold": 2.5, "n": 20}, "predictive": {"threshold": 3.5, "n": 20}}
 
 
-def study_of(**sample) -> Study:
-    config = StudyConfig(
+def study_of(**sample) -> MultilayerStudy:
+    config = MultilayerConfig(
         instrument=examples.instrument(),
         sample=examples.sample(**sample),
         simulate={"simulations": 200, "held_back": 20, "validation": 40, "shard_size": 100},
         models=MODELS,
     )
-    return Study("tiny", config, 5, "run")
+    return MultilayerStudy("tiny", config, 5, "run")
 
 
-def rows_of(study: Study) -> xr.Dataset:
+def rows_of(study: MultilayerStudy) -> xr.Dataset:
     """Features that follow their parameters a little; simulating is not the point here."""
     rng = np.random.default_rng(0)
     n, points, shape = 120, 26, (30, 8)
@@ -80,7 +80,7 @@ def rows_of(study: Study) -> xr.Dataset:
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
+def study() -> MultilayerStudy:
     return study_of()
 
 

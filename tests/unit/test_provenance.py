@@ -75,9 +75,11 @@ def test_digest_ignores_the_order_of_keys_and_refuses_nan() -> None:
 
 
 def test_every_module_named_for_a_stage_exists() -> None:
-    from scatterflow import study
+    from scatterflow import multilayer, nanodiffraction, study
 
-    for modules in (*provenance._STAGE_MODULES.values(), study.SIMULATION_MODULES, study.FEATURE_MODULES):
+    of_kinds = [modules for stages in provenance._KIND_MODULES.values() for modules in stages.values()]
+    simulations = (multilayer.SIMULATION_MODULES, nanodiffraction.SIMULATION_MODULES)
+    for modules in (*provenance._STAGE_MODULES.values(), *of_kinds, *simulations, study.FEATURE_MODULES):
         for module in modules:
             for path in provenance._source_files(module):
                 assert path.is_file(), module

@@ -15,23 +15,24 @@ from scipy.stats import binom
 
 from scatterflow import instrument as geometry
 from scatterflow.forward.bornagain import _sample
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.report import numbers, style
 from scatterflow.report.depth import depth_profile
 from scatterflow.report.figures import calibration, detector, overview, posterior, profiles
 from scatterflow.report.gallery import Gallery
 from scatterflow.report.metrics import Mean
 from scatterflow.report.observation import lines_of, masked_in_q
-from scatterflow.study import Study, study_of
+from scatterflow.study import study_of
 from tests.made_products import run_config
 
 
 @pytest.fixture(scope="module")
-def study() -> Study:
+def study() -> MultilayerStudy:
     return study_of(run_config(), "multilayer")
 
 
 @pytest.mark.parametrize("transient", ["tanh", "erf"])
-def test_depth_profile_is_that_of_bornagain(study: Study, transient: str) -> None:
+def test_depth_profile_is_that_of_bornagain(study: MultilayerStudy, transient: str) -> None:
     sample = study.config.sample.model_copy(update={"transient": transient})
     theta = study.prior.sample(4, seed=5).values
     for row in theta:
@@ -40,7 +41,7 @@ def test_depth_profile_is_that_of_bornagain(study: Study, transient: str) -> Non
         np.testing.assert_allclose(found, np.real(expected), atol=1e-12)
 
 
-def test_depth_profile_of_smooth_interfaces_is_a_step(study: Study) -> None:
+def test_depth_profile_of_smooth_interfaces_is_a_step(study: MultilayerStudy) -> None:
     theta = study.prior.sample(1, seed=1).values.copy()
     names = list(study.prior.names)
     theta[:, [i for i, name in enumerate(names) if name.endswith("roughness_nm")]] = 0.0
@@ -48,7 +49,7 @@ def test_depth_profile_of_smooth_interfaces_is_a_step(study: Study) -> None:
     assert depth_profile(study.config.sample, theta, names, inside)[0, 0] == pytest.approx(theta[0, 0])
 
 
-def test_lines_lie_where_the_q_map_has_their_angles(study: Study) -> None:
+def test_lines_lie_where_the_q_map_has_their_angles(study: MultilayerStudy) -> None:
     instrument = study.config.instrument
     delta = 6.31e-6
     lines = lines_of(instrument, {"Si": delta})
@@ -59,7 +60,7 @@ def test_lines_lie_where_the_q_map_has_their_angles(study: Study) -> None:
         assert lines[name] == pytest.approx(np.interp(angle, column["alpha_f"], column["qz"]), abs=step / 100)
 
 
-def test_masked_rectangle_covers_the_masked_bins(study: Study) -> None:
+def test_masked_rectangle_covers_the_masked_bins(study: MultilayerStudy) -> None:
     instrument = study.config.instrument
     full = geometry.q_map(instrument)
     invalid = ~geometry.valid_pixels(instrument)
@@ -105,7 +106,7 @@ def test_binomial_band_holds_its_confidence(n: int, level: float) -> None:
     assert inside >= 0.99
 
 
-def test_profile_is_split_at_the_beam_stop_only(study: Study) -> None:
+def test_profile_is_split_at_the_beam_stop_only(study: MultilayerStudy) -> None:
     qz = geometry.coordinates(study.config.instrument, "profile")["qz_profile"][1]
     lengths = [part.stop - part.start for part in profiles.with_gaps(qz)]
     assert lengths == [bins for *_, bins in geometry.row_ranges(study.config.instrument.views["profile"])]

@@ -17,12 +17,13 @@ from scipy.stats import chisquare, kstest
 from scatterflow import models
 from scatterflow.config.loading import load_run, parse_run
 from scatterflow.errors import ConfigError, ScatterflowError, StoreError
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.progress import quiet
 from scatterflow.report.gallery import Gallery
 from scatterflow.report.page import render, study_page
 from scatterflow.report.products import read_products
 from scatterflow.stages import preprocess, simulate, sweep, train
-from scatterflow.study import Study, study_of
+from scatterflow.study import study_of
 from scatterflow.trials import SweepManifest, study_of_trial, trials
 
 TINY = Path(__file__).parents[1] / "workflow" / "tiny.yaml"
@@ -44,7 +45,7 @@ def content(options: dict[str, Any] | None) -> dict[str, Any]:
     return run
 
 
-def study(space: dict[str, Any], **options: Any) -> Study:
+def study(space: dict[str, Any], **options: Any) -> MultilayerStudy:
     return study_of(parse_run(content({"space": space} | options)), "multilayer")
 
 
@@ -62,7 +63,7 @@ def folder(features: Path, tmp_path: Path) -> Path:
     return shutil.copytree(features, tmp_path / "study")
 
 
-def swept(chosen: Study, folder: Path) -> tuple[SweepManifest, list[str]]:
+def swept(chosen: MultilayerStudy, folder: Path) -> tuple[SweepManifest, list[str]]:
     lines: list[str] = []
     path = sweep.run(chosen, folder, lines.append)
     assert path == folder / "sweep" / "manifest.json"

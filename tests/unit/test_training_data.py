@@ -14,13 +14,13 @@ import xarray as xr
 
 from scatterflow import models
 from scatterflow.config.observe import ObserveConfig
-from scatterflow.config.study import StudyConfig
+from scatterflow.config.study import MultilayerConfig
 from scatterflow.data import Batches, Blocks, Rows, fresh_noise, on_the_fly, split, stored
 from scatterflow.errors import ConfigError
 from scatterflow.fanout import Stopped
 from scatterflow.models import Model
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.progress import Tracker, quiet
-from scatterflow.study import Study
 from tests import examples
 from tests.unit.test_training_resumed import signals_at
 
@@ -28,13 +28,13 @@ KINDS = ("resident", "stream", "fresh_noise", "on_the_fly")
 ROWS, BLOCK = 60, 16
 
 
-def study_of(epochs: int = 4) -> Study:
+def study_of(epochs: int = 4) -> MultilayerStudy:
     small = {"hidden": 8, "outputs": 4, "components": 4}
 
     def training(kind: str) -> dict:
         return {"data": kind, "block": BLOCK, "flow": {"epochs": epochs, "batch_size": 10, "patience": 50}}
 
-    config = StudyConfig(
+    config = MultilayerConfig(
         instrument=examples.instrument(),
         sample=examples.sample(),
         simulate={"simulations": 100, "held_back": 20, "validation": 20, "shard_size": 20},
@@ -47,7 +47,7 @@ def study_of(epochs: int = 4) -> Study:
             for kind in KINDS
         },
     )
-    return Study("tiny", config, 5, "run")
+    return MultilayerStudy("tiny", config, 5, "run")
 
 
 STUDY = study_of()
@@ -68,7 +68,11 @@ def data() -> tuple[xr.Dataset, xr.Dataset]:
 
 
 def train(
-    kind: str, folder: Path, data: tuple[xr.Dataset, xr.Dataset], study: Study = STUDY, tracker: Tracker = quiet
+    kind: str,
+    folder: Path,
+    data: tuple[xr.Dataset, xr.Dataset],
+    study: MultilayerStudy = STUDY,
+    tracker: Tracker = quiet,
 ) -> Model:
     counts, features = data
     rows = features if kind == "resident" else features.chunk(simulation=20)

@@ -15,6 +15,7 @@ os.environ.update(
 from scatterflow.config.loading import load_run
 from scatterflow.errors import ScatterflowError
 from scatterflow.provenance import stage_params
+from scatterflow.stages import has
 
 # All software in one file, for --software-deployment-method apptainer (envs/README.md).
 IMAGE = "envs/scatterflow.sif"
@@ -103,7 +104,11 @@ def products(stage):
             if study.sweep is not None
         ]
     name = "metrics" if stage == "evaluate" else "manifest"
-    return of_each_study(f"{{study}}/{stage}/{name}.json")
+    return [
+        f"{RESULTS}/{study}/{stage}/{name}.json"
+        for study in RUN.studies
+        if has(stage, RUN.studies[study].kind)
+    ]
 
 
 def up_to(stage):
@@ -182,8 +187,7 @@ def real_frames(wildcards):
     """Frames and instrument files of a study, as far as they are there: the report says which frames are missing."""
     data = Path(os.environ.get("SCATTERFLOW_DATA") or "../shared/data")
     folder = Path(os.path.relpath(config["file"])).parent
-    sets = RUN.studies[wildcards.study].inference.frames
-    paths = [data / name for frames in sets for name in frames.files] + [
-        folder / frames.instrument for frames in sets
-    ]
+    study = RUN.studies[wildcards.study]
+    paths = [data / name for name in study.real_files]
+    paths += [folder / name for name in study.instrument_files]
     return [str(path) for path in paths if path.is_file()]

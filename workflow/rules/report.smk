@@ -8,7 +8,7 @@ rule report:
 rule write_report:
     input:
         simulations=of_each_study("{study}/simulate/manifest.json"),
-        checks=of_each_study("{study}/cross-check/manifest.json"),
+        checks=products("cross-check"),
         features=of_each_study("{study}/preprocess/manifest.json"),
         bundles=all_bundles(),
         sweeps=products("sweep"),

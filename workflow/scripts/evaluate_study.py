@@ -1,4 +1,4 @@
-"""Adapter of the rule evaluate_study: calls scatterflow.stages.evaluate."""
+"""Adapter of the rule evaluate_study: calls the stage of the study's kind."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 if __name__ == "__main__":  # worker processes import this file again, and need nothing from it
     from adapter import logged
 
-    from scatterflow.stages import evaluate
+    from scatterflow.stages import stage
     from scatterflow.study import load_study
 
     with logged(snakemake):
         study = load_study(snakemake.config["file"], snakemake.wildcards.study)
-        evaluate.run(study, Path(snakemake.output.metrics).parents[1])
+        stage("evaluate", study.kind).run(study, Path(snakemake.output.metrics).parents[1])

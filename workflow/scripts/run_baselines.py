@@ -1,4 +1,4 @@
-"""Adapter of the rule run_baselines: calls scatterflow.stages.baseline."""
+"""Adapter of the rule run_baselines: calls the stage of the study's kind."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 if __name__ == "__main__":  # worker processes import this file again, and need nothing from it
     from adapter import logged
 
-    from scatterflow.stages import baseline
+    from scatterflow.stages import stage
     from scatterflow.study import load_study
 
     with logged(snakemake):
         study = load_study(snakemake.config["file"], snakemake.wildcards.study)
-        baseline.run(study, Path(snakemake.output.manifest).parents[1])
+        stage("baseline", study.kind).run(study, Path(snakemake.output.manifest).parents[1])

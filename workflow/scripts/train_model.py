@@ -1,4 +1,4 @@
-"""Adapter of the rule train_model: calls scatterflow.stages.train."""
+"""Adapter of the rule train_model: calls the stage of the study's kind."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 if __name__ == "__main__":  # worker processes import this file again, and need nothing from it
     from adapter import logged
 
-    from scatterflow.stages import train
+    from scatterflow.stages import stage
     from scatterflow.study import load_study
 
     with logged(snakemake):
         study = load_study(snakemake.config["file"], snakemake.wildcards.study)
-        train.run(study, snakemake.wildcards.model, Path(snakemake.output.bundle).parents[2])
+        stage("train", study.kind).run(study, snakemake.wildcards.model, Path(snakemake.output.bundle).parents[2])

@@ -89,8 +89,18 @@ def infer(
     incidence_deg: Annotated[
         float | None, typer.Option("--incidence-deg", help="Angle between beam and surface; needed with .poni.")
     ] = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Folder for the posterior samples of each frame (NetCDF).")
+    output: Annotated[Path | None, typer.Option("--output", help="Folder for what is found of each frame.")] = None,
+    watch: Annotated[
+        str | None,
+        typer.Option("--watch", help="Folder or SWMR file that is being filled: answer frames as they come."),
+    ] = None,
+    number: Annotated[int | None, typer.Option("--frames", help="With --watch: end after so many frames.")] = None,
+    idle_s: Annotated[float, typer.Option("--idle-s", help="With --watch: end when none came for so long [s].")] = 30.0,
+    deadline_ms: Annotated[
+        float | None, typer.Option("--deadline-ms", help="With --watch: an answer after so long is called late [ms].")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="With --watch: file whose non-zero pixels mean nothing.")
     ] = None,
     config: Config = DEMO,
     study: StudyName = None,
@@ -105,8 +115,21 @@ def infer(
     others; exit status 2 if any frame got no answer (the last three), else 0. The parameters are in the document of
     --json and in the files of --output.
 
+    With --watch and --model, the same for frames that are still coming (kind nanodiffraction): a refreshed bundle is
+    picked up; ends when the file is closed, after --frames or --idle-s, or by a signal.
+
     Without FRAMES, the stage infer of the configuration, as the workflow runs it.
     """
+    if watch is not None:
+        if model is None or frames or instrument or incidence_deg is not None:
+            raise typer.BadParameter("--watch needs --model, and neither FRAMES nor --instrument nor --incidence-deg")
+        from scatterflow.cli.watch import follow
+        from scatterflow.watch import Settings
+
+        settings = Settings(frames=number, idle_s=idle_s, deadline_ms=deadline_ms)
+        return follow(watch, model, output, settings, json, mask=mask)
+    if number is not None or deadline_ms is not None or mask is not None:
+        raise typer.BadParameter("--frames, --deadline-ms and --mask need --watch")
     if not frames and (model or instrument or incidence_deg is not None or output):
         raise typer.BadParameter("give FRAMES, or leave out --model, --instrument, --incidence-deg and --output")
     if not frames:

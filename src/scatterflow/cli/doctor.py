@@ -186,8 +186,7 @@ def _configuration(config: Path) -> tuple[RunConfig | None, Finding]:
 def _frames(run: RunConfig, config: Path) -> Iterator[Finding]:
     """Whether the real frames of the configuration and their instrument files are there."""
     folder = Path(os.environ.get("SCATTERFLOW_DATA") or "../shared/data")
-    sets = [frames for study in run.studies.values() for frames in study.inference.frames]
-    files = {folder / name for frames in sets for name in frames.files}
+    files = {folder / name for study in run.studies.values() for name in study.real_files}
     lost = sorted(str(path) for path in files if not path.is_file())
     if lost:
         found = f"{len(files) - len(lost)} of {len(files)} in {folder}; missing: {', '.join(lost)}"
@@ -195,7 +194,7 @@ def _frames(run: RunConfig, config: Path) -> Iterator[Finding]:
     else:
         found = f"{len(files)} of {len(files)} in {folder}" if files else "none in this configuration"
         yield Finding("real frames", OK, found)
-    instruments = {config.parent / frames.instrument for frames in sets}
+    instruments = {config.parent / name for study in run.studies.values() for name in study.instrument_files}
     for path in sorted(instruments):
         try:
             read_instrument(path)

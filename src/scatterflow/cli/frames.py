@@ -12,12 +12,13 @@ from typing import Any
 import xarray as xr
 
 from scatterflow.cli.output import complain, result
+from scatterflow.cli.scans import infer_scans
 from scatterflow.config.instrument_file import read_instrument
 from scatterflow.errors import ConfigError
 from scatterflow.exports import write_posterior
 from scatterflow.files import disk_errors
 from scatterflow.inference import FrameResult, infer_frames
-from scatterflow.models import Model, load_model
+from scatterflow.models import FrameModel, Model, load_model
 from scatterflow.products import write_json
 
 ANSWERED = ("ok", "outside")  # the model gave an answer, to be believed only where it is ok
@@ -42,6 +43,11 @@ def infer(
             output.mkdir(parents=True, exist_ok=True)  # now, not after an hour of frames
     own = read_instrument(instrument, incidence_deg) if instrument is not None else None
     model = load_model(bundle)
+    if isinstance(model, FrameModel):
+        if own is not None:
+            what, got = "--instrument", "a bundle of kind nanodiffraction, which has its own beam"
+            raise ConfigError(what, "needs a bundle of kind multilayer", got, "leave it out")
+        return infer_scans(frames, model, output, as_json)
     summaries: list[dict[str, Any]] = []
     written: set[Path] = set()
     try:

@@ -6,7 +6,6 @@ import importlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 from scatterflow.cli.output import complain, result
@@ -15,6 +14,7 @@ from scatterflow.config.study import RunConfig
 from scatterflow.errors import ConfigError, StoreError
 from scatterflow.manifest import STAGE, stage_of
 from scatterflow.progress import duration, track
+from scatterflow.stages import has, stage
 
 if TYPE_CHECKING:
     from scatterflow.study import Study
@@ -54,30 +54,33 @@ def run_stage(
     from scatterflow.study import study_of  # after `load`: a mistake in the configuration is told at once
 
     folder = results / run.run
-    stage = importlib.import_module(f"scatterflow.stages.{name.replace('-', '_')}")
     began = time.monotonic()
     if name == "report":
         if study is not None:
             raise ConfigError("--study", "is not an option of report", repr(study), "the report covers all studies")
-        products = [stage.run(run, folder)]
+        products = [importlib.import_module("scatterflow.stages.report").run(run, folder)]
     else:
+        chosen = [each for each in chosen if study is not None or has(name, run.studies[each].kind)]
         if name == "sweep" and study is None:  # of those that have one; without any, the first says what is missing
             chosen = [each for each in chosen if run.studies[each].sweep is not None] or chosen[:1]
         products = [
-            path for each in chosen for path in _products(stage, study_of(run, each, config.parent), folder / each)
+            path for each in chosen for path in _products(name, study_of(run, each, config.parent), folder / each)
         ]
     paths = [str(path) for path in products]
     seconds = round(time.monotonic() - began, 3)
     result({"command": name, "run": run.run, "products": paths, "seconds": seconds}, paths, as_json)
 
 
-def _products(stage: ModuleType, study: Study, folder: Path) -> Iterator[Path]:
+def _products(name: str, study: Study, folder: Path) -> Iterator[Path]:
     """Run a stage of one study; training makes one product per model."""
-    if stage.__name__.endswith(".train"):
+    if not has(name, study.kind):
+        raise ConfigError("--study", f"must be of a kind that has a stage {name}", repr(study.name))
+    module = stage(name, study.kind)
+    if name == "train":
         for model in study.config.models:
-            yield stage.run(study, model, folder)
+            yield module.run(study, model, folder)
     else:
-        yield stage.run(study, folder)
+        yield module.run(study, folder)
 
 
 def verify_store(
@@ -103,9 +106,9 @@ def verify_store(
     ]
     result(report.as_json() | {"repaired": repaired}, lines, as_json)
     if not report.ok:
-        number, stage = len(report.damaged), stage_of(report.store)
+        number, made_by = len(report.damaged), stage_of(report.store)
         got = f"{number} damaged shard{'s' if number > 1 else ''} of {report.shards}"
-        remedy = "check the disk" if repair else f"add --repair, or run `scatterflow {stage}`, to make them anew"
+        remedy = "check the disk" if repair else f"add --repair, or run `scatterflow {made_by}`, to make them anew"
         complain(StoreError(f"store {report.store}", "must be whole", got, remedy))
     return 0 if report.ok else 2
 
@@ -120,12 +123,12 @@ def _repair(report: Report, config: Path, study: str | None, overrides: Sequence
     from scatterflow.study import study_of
 
     run, chosen = load(config, study, overrides)
-    stage = stage_of(report.store)
+    made_by = stage_of(report.store)
     for name in chosen:
         found = study_of(run, name, config.parent)
-        identity = found.simulation_identity() if stage == STAGE else found.features_identity()
+        identity = found.simulation_identity() if made_by == STAGE else found.features_identity()
         if identity == report.identity:
-            module = importlib.import_module(f"scatterflow.stages.{stage}")
+            module = importlib.import_module(f"scatterflow.stages.{made_by}")
             damaged = [each.shard for each in report.damaged]
             repaired: Report = module.repair(found, report.store.parent.parent, damaged)
             return repaired

@@ -8,16 +8,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from scatterflow import manifest, shards
 from scatterflow.cli.output import result
 from scatterflow.cli.stages import load
 from scatterflow.config.model import ModelConfig
+from scatterflow.config.regressor import LeanConfig, RegressorConfig
+from scatterflow.config.training import PhaseConfig, TrainingConfig
 from scatterflow.errors import StoreError
 from scatterflow.manifest import STAGE, Place, RunStatus, Shard, ShardRecord
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.progress import duration
 from scatterflow.report.costs import read_costs
 from scatterflow.slurm.summary import Summary, summarise
+from scatterflow.stages import has
 from scatterflow.study import Study, study_of
 from scatterflow.trials import trials
 
@@ -80,10 +85,11 @@ def _study(study: Study, folder: Path) -> Iterator[State]:
         return _with_cost(state, seconds.get(rule))
 
     yield _sharded(study, folder, STAGE, study.simulation_identity())
-    yield product("cross-check", "manifest.json", "compare_engines")
+    if has("cross-check", study.kind):
+        yield product("cross-check", "manifest.json", "compare_engines")
     yield _sharded(study, folder, "preprocess", study.features_identity())
     yield _train(study, folder, seconds)
-    if study.config.sweep is not None:
+    if isinstance(study, MultilayerStudy) and study.config.sweep is not None:
         yield _sweep(study, folder)
     yield product("baseline", "manifest.json", "run_baselines")
     yield product("infer", "manifest.json", "infer_posterior")
@@ -195,7 +201,7 @@ def _train(study: Study, folder: Path, seconds: Mapping[str, float]) -> State:
     )
 
 
-def _model(study: str, name: str, config: ModelConfig, folder: Path) -> State:
+def _model(study: str, name: str, config: Any, folder: Path) -> State:
     """One model: how far its training is, by the history beside its checkpoint."""
     log = folder / "logs" / f"train_model.{name}.log"
     state = _product(study, "train", folder / "models" / name / "bundle.json", log)
@@ -207,7 +213,7 @@ def _model(study: str, name: str, config: ModelConfig, folder: Path) -> State:
         return state  # not begun
     if state.state == DONE:
         return state
-    plan = config.training.cvae if phase == "cvae" else config.training.flow
+    plan = _plan(config, phase)
     left = 0.0 if ended else (plan.epochs - epoch) * spent / epoch
     if plan.budget_s is not None:
         left = min(left, max(0.0, plan.budget_s - spent))
@@ -216,7 +222,14 @@ def _model(study: str, name: str, config: ModelConfig, folder: Path) -> State:
     return replace(state, detail=detail, left_s=left if state.state == RUNNING else None)
 
 
-def _sweep(study: Study, folder: Path) -> State:
+def _plan(config: ModelConfig | RegressorConfig, phase: str) -> PhaseConfig:
+    """Settings of a phase of a training."""
+    if isinstance(config.training, TrainingConfig):
+        return config.training.cvae if phase == "cvae" else config.training.flow
+    return config.frames if phase == "frames" and isinstance(config, LeanConfig) else config.training
+
+
+def _sweep(study: MultilayerStudy, folder: Path) -> State:
     """The trials of a sweep, by their records."""
     found = [trial.read(folder) for trial in trials(study)]
     done = [record for record in found if record is not None and record.state == "ok"]
@@ -239,7 +252,7 @@ def _sweep(study: Study, folder: Path) -> State:
     )
 
 
-def _swept(study: Study) -> str:
+def _swept(study: MultilayerStudy) -> str:
     assert study.config.sweep is not None  # `_study` has looked
     return study.config.sweep.model
 

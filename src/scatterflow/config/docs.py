@@ -21,6 +21,9 @@ from scatterflow.config.study import RunConfig
 
 README = Path("config/README.md")
 _SINGULAR = {"studies": "study", "space": "option"}
+_STUDY = "studies.<study>"
+# options that say of which kind their section is: they cannot be left out, although their models have a default
+_TAGS = ("kind", "network")
 SCHEMA = Path("workflow/schemas/config.schema.json")
 
 _TOP = """\
@@ -70,10 +73,20 @@ def generate() -> dict[Path, str]:
 def readme() -> str:
     """The option table of every section, in Markdown."""
     parts = [_TOP]
+    kinds = {
+        kind.model_fields["kind"].default: set(sections(kind, _STUDY))
+        for suffix, kind in _sections(RunConfig.model_fields["studies"].annotation, "studies")
+    }
     for path, model in dict.fromkeys(sections(RunConfig)):
         heading = f"`{_short(path)}`" if path else "The run"
-        if _is_tag(path, "kind") and "kind" in model.model_fields:
-            heading += f" of kind `{model.model_fields['kind'].default}`"
+        of = [kind for kind, found in kinds.items() if (path, model) in found]
+        if path == _STUDY:
+            heading = f"A study of kind `{of[0]}`"
+        elif path and len(of) < len(kinds):
+            heading += f" (kind `{of[0]}`)"
+        for tag in _TAGS:
+            if path != _STUDY and tag in model.model_fields:
+                heading += f" of {tag} `{model.model_fields[tag].default}`"
         parts.append(f"## {heading}\n\n{_paragraph(model)}\n\n{_table(path, model)}\n")
     return "\n".join(parts)
 
@@ -115,11 +128,6 @@ def _short(path: str) -> str:
     return path.removeprefix("studies.<study>.")
 
 
-def _is_tag(path: str, name: str) -> bool:
-    """Whether an option says of which kind its section is: it cannot be left out, although its model has a default."""
-    return name == "kind" and path != "studies.<study>"
-
-
 def _paragraph(model: type[BaseModel]) -> str:
     return textwrap.fill(_escaped(" ".join((model.__doc__ or "").split())), 120)
 
@@ -131,7 +139,7 @@ def _table(path: str, model: type[BaseModel]) -> str:
         cells = [
             f"`{_short(f'{path}.{name}'.lstrip('.'))}`",
             _type(field.annotation),
-            "**required**" if _is_tag(path, name) else _default(field),
+            "**required**" if name in _TAGS else _default(field),
             str(extra.get("unit", "")),
             _range(field),
             _escaped(field.description or ""),

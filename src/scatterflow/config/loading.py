@@ -250,16 +250,23 @@ def _shown(value: Any) -> str:
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Option names of the section at `location`, following unions, dicts and tuples."""
     types: list[Any] = [model]
+    named = False  # the next part is a name that the user has chosen
     for part in location:
-        found: list[Any] = []
-        for kind in types:
-            fields = getattr(kind, "model_fields", {})
-            if part in fields:
-                found += _sections(fields[str(part)].annotation)
-            elif not isinstance(part, int):
-                found.append(kind)  # the tag of a union or the key of a dict: stay at the sections found
-        types = found or types
+        if named or isinstance(part, int):
+            named = False
+            continue
+        fields = [kind.model_fields[part] for kind in types if part in kind.model_fields]
+        if fields:
+            types = [section for field in fields for section in _sections(field.annotation)]
+            named = any(get_origin(field.annotation) is dict for field in fields)
+        else:  # the tag of a union, which pydantic adds
+            types = [kind for kind in types if _kind(kind) == part] or types
     return sorted({name for kind in types for name in getattr(kind, "model_fields", {})})
+
+
+def _kind(section: type[BaseModel]) -> Any:
+    """The tag of a section in a union, which its field `kind` holds; None where it has none."""
+    return section.model_fields["kind"].default if "kind" in section.model_fields else None
 
 
 def _sections(annotation: Any) -> list[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self, get_args
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from scatterflow.config.base import Section, option
 from scatterflow.config.baselines import AbcMethod, BaselinesConfig
@@ -13,9 +15,20 @@ from scatterflow.config.forward import ForwardConfig
 from scatterflow.config.inference import InferenceConfig
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.model import ModelConfig
+from scatterflow.config.nanodiffraction import (
+    CountsConfig,
+    FilmConfig,
+    FilmPriorConfig,
+    KinematicConfig,
+    MapBaselinesConfig,
+    NanobeamConfig,
+    SimulatedScanConfig,
+)
 from scatterflow.config.observe import ObserveConfig
 from scatterflow.config.preprocess import PreprocessConfig
+from scatterflow.config.regressor import RegressorConfig
 from scatterflow.config.sample import SampleConfig
+from scatterflow.config.scan import ScanConfig
 from scatterflow.config.simulate import SimulateConfig
 from scatterflow.config.sweep import SweepConfig
 
@@ -24,20 +37,57 @@ RESERVED = ("examples", "experiment", "frames", "manifest", *get_args(AbcMethod)
 
 
 class StudyConfig(Section):
-    """One study: what is measured, how it is simulated, what is learnt from it."""
+    """What studies of every kind have."""
+
+    kind: str = option(help="technique of the study")
+    simulate: SimulateConfig = option(help="number of simulations and how they are stored")
+    models: Mapping[str, Section] = option(min_length=1, help="models to train, by name")
+    sweep: SweepConfig | None = option(None, help="trainings of a model with varied options; none: no sweep")
+
+    @property
+    def real_files(self) -> tuple[str, ...]:
+        """Measured files of the study, below the folder of real frames."""
+        return ()
+
+    @property
+    def instrument_files(self) -> tuple[str, ...]:
+        """Instrument files of the measured ones, relative to the configuration."""
+        return ()
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Names of the sets of measured files, and where they come from."""
+        return ()
+
+
+class MultilayerConfig(StudyConfig):
+    """Layers of a rough multilayer from its GISAXS image: what is measured, how it is simulated, what is learnt."""
 
     kind: Literal["multilayer"] = option("multilayer", help="technique of the study")
     instrument: InstrumentConfig = option(InstrumentConfig(), help="beam, detector and views")
     sample: SampleConfig = option(help="layers and their prior")
     forward: ForwardConfig = option(ForwardConfig(), help="forward model")
-    simulate: SimulateConfig = option(help="number of simulations and how they are stored")
     observe: ObserveConfig = option(ObserveConfig(), help="noise and artefacts")
     preprocess: PreprocessConfig = option(PreprocessConfig(), help="from frames to features")
     models: dict[str, ModelConfig] = option(min_length=1, help="models to train, by name")
     baselines: BaselinesConfig = option(BaselinesConfig(), help="methods to compare with")
     inference: InferenceConfig = option(InferenceConfig(), help="posterior samples, verdict, real frames")
     evaluation: EvaluationConfig = option(EvaluationConfig(), help="figures of merit on held-back simulations")
-    sweep: SweepConfig | None = option(None, help="trainings of a model with varied options; none: no sweep")
+
+    @property
+    def real_files(self) -> tuple[str, ...]:
+        """Measured files of the study, below the folder of real frames."""
+        return tuple(name for frames in self.inference.frames for name in frames.files)
+
+    @property
+    def instrument_files(self) -> tuple[str, ...]:
+        """Instrument files of the measured ones, relative to the configuration."""
+        return tuple(frames.instrument for frames in self.inference.frames)
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Names of the sets of measured files, and where they come from."""
+        return tuple((frames.name, frames.source) for frames in self.inference.frames)
 
     @model_validator(mode="after")
     def _views(self) -> Self:
@@ -62,6 +112,43 @@ class StudyConfig(Section):
         return self
 
 
+class NanodiffractionConfig(StudyConfig):
+    """Strain and tilts of a crystalline film at each point of a scanned X-ray nanodiffraction measurement."""
+
+    kind: Literal["nanodiffraction"] = option("nanodiffraction", help="technique of the study")
+    beam: NanobeamConfig = option(NanobeamConfig(), help="focused beam and detector")
+    film: FilmConfig = option(FilmConfig(), help="film and reflection")
+    prior: FilmPriorConfig = option(FilmPriorConfig(), help="ranges of strain, tilts and thickness")
+    forward: KinematicConfig = option(KinematicConfig(), help="forward model")
+    observe: CountsConfig = option(CountsConfig(), help="noise")
+    models: dict[str, RegressorConfig] = option(min_length=1, help="estimators to train, by name")
+    baselines: MapBaselinesConfig = option(MapBaselinesConfig(), help="methods to compare with")
+    test_scans: tuple[SimulatedScanConfig, ...] = option((), help="simulated scans on which all methods are judged")
+    scans: tuple[ScanConfig, ...] = option((), help="measured scans of this run")
+
+    @property
+    def real_files(self) -> tuple[str, ...]:
+        """Measured files of the study, below the folder of real frames."""
+        return tuple(scan.file for scan in self.scans)
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Names of the sets of measured files, and where they come from."""
+        return tuple((Path(scan.file).stem, scan.source) for scan in self.scans)
+
+    @model_validator(mode="after")
+    def _no_sweep(self) -> Self:
+        if self.sweep is not None:
+            raise ValueError(f"sweep is not there for kind {self.kind}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _thickness(self) -> Self:
+        if self.prior.sampling == "grid" and self.prior.film_thickness_nm is not None:
+            raise ValueError("prior.film_thickness_nm: the library has three parameters; use sampling: random")
+        return self
+
+
 class RunConfig(Section):
     """One configuration file is one run."""
 
@@ -69,7 +156,9 @@ class RunConfig(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", help="name of the run; results go to results/<run>/<study>/"
     )
     seed: int = option(0, ge=0, lt=2**31, help="seed of every random number of the run")
-    studies: dict[str, StudyConfig] = option(min_length=1, help="studies by name")
+    studies: dict[str, Annotated[MultilayerConfig | NanodiffractionConfig, Field(discriminator="kind")]] = option(
+        min_length=1, help="studies by name"
+    )
 
     @model_validator(mode="after")
     def _names(self) -> Self:

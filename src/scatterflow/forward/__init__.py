@@ -12,13 +12,13 @@ from scatterflow.errors import ConfigError
 from scatterflow.forward import bornagain
 
 if TYPE_CHECKING:
-    from scatterflow.config.study import StudyConfig
+    from scatterflow.config.study import MultilayerConfig
 
 ENGINES = ("dwba", "bornagain")
 
 
 def expected_counts(
-    config: StudyConfig, theta: NDArray[np.float64], views: tuple[str, ...], engine: str
+    config: MultilayerConfig, theta: NDArray[np.float64], views: tuple[str, ...], engine: str
 ) -> dict[str, NDArray[np.float32]]:
     """Expected counts per view, (simulation, z, y), of parameters `theta` (simulation, parameter) by `engine`.
 
@@ -41,7 +41,7 @@ def expected_counts(
 
 
 def derivatives(
-    config: StudyConfig, theta: NDArray[np.float64], views: tuple[str, ...]
+    config: MultilayerConfig, theta: NDArray[np.float64], views: tuple[str, ...]
 ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Expected counts (simulation, z, y) per view and their derivatives (simulation, parameter, z, y) by engine dwba.
 

@@ -1,7 +1,7 @@
 """Engine `kinematic`: the frame of a thin crystalline film in a focused beam, batched and differentiable.
 
 Every direction within the zone plate's ring (o_x, o_y) throws a displaced Bragg peak on the detector (x, y), and the
-intensities add up (DONUT, Methods; Luo et al. 2025, Sci. Rep. 15, 21736):
+intensities add up (DONUT, arXiv 2507.14038, Methods):
 
     I(y, x) = sum over the ring of  t sinc^2(t q_z / 2 pi)  exp(-q_x^2 / w^2)  exp(-q_y^2 / w^2)
 
@@ -105,13 +105,33 @@ def intensities(at: Kinematics, theta: Tensor) -> Tensor:
     In the unit of the published sum; differentiable in every parameter. In float32 it takes about 30 bytes of memory per
     frame, row or column, and node: 2.5 MB per frame of the defaults.
     """
+    along, across = factors(at, theta)
+    return along @ across.transpose(1, 2)
+
+
+def factors(at: Kinematics, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors (frame, z, node) and (frame, y, node) whose product over the nodes is `intensities(at, theta)`.
+
+    The first depends on strain, omega and thickness only, the second on strain and chi.
+    """
+    _, _, thickness, x, u, v = arguments(at, theta)
+    along = at.weight * thickness * torch.sinc(x) ** 2 * bell(u)
+    across = bell(v) @ at.ring if at.points else torch.erf(v + at.ring) - torch.erf(v - at.ring)
+    return along, across
+
+
+def bell(x: Tensor) -> Tensor:
+    """exp(-x^2), no smaller than 1e-26: where it underflows, it takes five times as long."""
+    return torch.exp(-(x**2).clamp_max(60))
+
+
+def arguments(at: Kinematics, theta: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor, Tensor, Tensor]:
+    """1 + strain, reflection [1/nm], thickness [nm], thickness q_z / 2 pi, q_x / w and q_y / w."""
     strain, omega, chi = (theta[:, number, None, None].to(at.qx.dtype) for number in range(3))
     thickness = theta[:, 3, None, None].to(at.qx.dtype) if theta.shape[1] > 3 else at.thickness_nm
     stretched = 1 + strain
     g = at.g / stretched
-    qz = at.qz + at.g * strain / stretched
-    qx = (at.qx + g * torch.deg2rad(omega)) / at.width
-    qy = (at.qy + g * torch.deg2rad(chi)) / at.width
-    along = at.weight * thickness * torch.sinc(thickness * qz / (2 * pi)) ** 2 * torch.exp(-(qx**2))
-    across = torch.exp(-(qy**2)) @ at.ring if at.points else torch.erf(qy + at.ring) - torch.erf(qy - at.ring)
-    return along @ across.transpose(1, 2)
+    x = thickness * (at.qz + at.g * strain / stretched) / (2 * pi)
+    u = (at.qx + g * torch.deg2rad(omega)) / at.width
+    v = (at.qy + g * torch.deg2rad(chi)) / at.width
+    return stretched, g, thickness, x, u, v

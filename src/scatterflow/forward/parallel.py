@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import xarray as xr
 
 if TYPE_CHECKING:
-    from scatterflow.study import Study
+    from scatterflow.multilayer import MultilayerStudy
 
 # samples per task, and up to how many the start of processes costs more than it saves
 _CHUNK = {"bornagain": 25, "dwba": 250}
 _ALONE = {"bornagain": 100, "dwba": 2000}
 
 
-def simulate(study: Study, theta: xr.DataArray, views: tuple[str, ...], workers: int | None = None) -> xr.Dataset:
+def simulate(
+    study: MultilayerStudy, theta: xr.DataArray, views: tuple[str, ...], workers: int | None = None
+) -> xr.Dataset:
     """As `Study.simulate`, spread over processes; the result does not depend on their number."""
     processes = workers or len(os.sched_getaffinity(0))
     engine = study.config.forward.engine
@@ -36,7 +38,7 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver"))
 
 
-def _one(task: tuple[Study, xr.DataArray, tuple[str, ...]]) -> xr.Dataset:
+def _one(task: tuple[MultilayerStudy, xr.DataArray, tuple[str, ...]]) -> xr.Dataset:
     study, theta, views = task
     if study.config.forward.engine == "dwba":
         import torch

@@ -1,5 +1,17 @@
 """Models: train, save and load them. `train` imports Lightning on its first call, nothing else does."""
 
-from scatterflow.models.model import Model, load_model, save, train
+from __future__ import annotations
 
-__all__ = ["Model", "load_model", "save", "train"]
+from pathlib import Path
+
+from scatterflow.models.bundle import KIND, read_bundle_json
+from scatterflow.models.frames import FrameModel, load_frame_model
+from scatterflow.models.model import Model, load_posterior_model, save, train
+
+__all__ = ["FrameModel", "Model", "load_model", "save", "train"]
+
+
+def load_model(folder: str | Path) -> Model | FrameModel:
+    """Read the bundle `folder` of any kind. Raises BundleError if it is missing, damaged or of another format."""
+    kind = read_bundle_json(Path(folder) / "bundle.json").get("kind", KIND)
+    return load_posterior_model(folder) if kind == KIND else load_frame_model(folder)

@@ -81,7 +81,7 @@ def save_bundle(
 def load_bundle(folder: str | Path) -> Bundle:
     """Read a bundle. Raises BundleError, in one line, where it is missing, damaged, of another format or kind."""
     folder = Path(folder)
-    content = _read_json(folder / "bundle.json")
+    content = read_bundle_json(folder / "bundle.json")
     place = f"bundle {folder}"
     if content.get("format") != FORMAT:
         raise BundleError(
@@ -91,7 +91,7 @@ def load_bundle(folder: str | Path) -> Bundle:
         raise BundleError(place, f"must be of kind {KIND}", content.get("kind"), "choose another bundle")
     if content.pop("sha256", None) != digest(content):
         raise BundleError(f"{folder / 'bundle.json'}", "must be as it was written", "another checksum", _AGAIN)
-    tensors = _read_weights(folder / "weights.safetensors", content)
+    tensors = read_bundle_weights(folder / "weights.safetensors", content)
     try:
         config: ModelConfig = TypeAdapter[ModelConfig](ModelConfig).validate_python(content["model"])
         inputs = Inputs(int(content["inputs"]["points"]), _pair(content["inputs"]["image_shape"]))
@@ -112,7 +112,8 @@ def load_bundle(folder: str | Path) -> Bundle:
     return Bundle(Estimator(config, prior, inputs, networks, fits), arrays, meta)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_bundle_json(path: Path) -> dict[str, Any]:
+    """Content of bundle.json. Raises BundleError where it is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -126,7 +127,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_weights(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_bundle_weights(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors of a safetensors file whose checksum stands in bundle.json."""
     try:
         data = path.read_bytes()

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from scatterflow import data, seeds
 from scatterflow.config.loading import validate
-from scatterflow.config.study import StudyConfig
+from scatterflow.config.study import MultilayerConfig
 from scatterflow.config.training import MACHINE
 from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models.bundle import load_bundle, save_bundle
 from scatterflow.models.estimator import Estimator
 from scatterflow.models.posterior import Posterior
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.progress import Tracker, duration, say, track
 from scatterflow.provenance import digest, source_hash, versions
-from scatterflow.study import Study
 from scatterflow.verdict import FeatureScore, score_from_arrays
 
 _MODULES = ("scatterflow.models", "scatterflow.training", "scatterflow.checkpoint", "scatterflow.data")
@@ -31,14 +31,14 @@ _MODULES = ("scatterflow.models", "scatterflow.training", "scatterflow.checkpoin
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model; made by `train` or `load_model`. `name` is its name in the configuration.
+    """A trained model; made by `train` or `load_posterior_model`. `name` is its name in the configuration.
 
     `training` says how it was trained (phases, rows, versions), `verdict` holds thresholds by score, `arrays` what the
     feature score needs; `work` is the folder of the training's checkpoints and history, until it is saved.
     """
 
     name: str
-    study: Study
+    study: MultilayerStudy
     estimator: Estimator
     identity: str
     training: Mapping[str, Any]
@@ -79,7 +79,7 @@ class Model:
 
 
 def train(
-    study: Study,
+    study: MultilayerStudy,
     name: str,
     rows: xr.Dataset,
     folder: Path,
@@ -163,15 +163,15 @@ def save(folder: Path, model: Model, feature_score: FeatureScore, limits: Mappin
     return path
 
 
-def load_model(folder: str | Path) -> Model:
+def load_posterior_model(folder: str | Path) -> Model:
     """The model of a bundle folder. Runs nothing from it; raises BundleError, in one line, where it is not sound."""
     bundle = load_bundle(folder)
     where = f"bundle {folder}"
     try:
         told, name, identity = bundle.meta["study"], str(bundle.meta["name"]), str(bundle.meta["identity"])
         training, verdict = dict(bundle.meta["training"]), dict(bundle.meta["verdict"])
-        config = validate(StudyConfig, told["config"], where)
-        study = Study(str(told["name"]), config, int(told["seed"]), str(told["run"]))
+        config = validate(MultilayerConfig, told["config"], where)
+        study = MultilayerStudy(str(told["name"]), config, int(told["seed"]), str(told["run"]))
         prior = study.prior.spec()
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(where, "must hold a model of a study", repr(error), "train the model again") from None

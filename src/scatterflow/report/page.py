@@ -18,12 +18,20 @@ from scatterflow.report.gallery import Gallery, Section
 from scatterflow.report.headline import best_model, label, study_verdict
 from scatterflow.report.metrics import Verdict
 from scatterflow.report.numbers import NONE, percent, plus_minus, seconds
-from scatterflow.report.products import Products
+from scatterflow.report.products import Missing, Products
 from scatterflow.report.tables import Table
 from scatterflow.study import Study
 
 _EXAMPLES = 2  # held-back examples shown per study
 _MANY_PARAMETERS = 40  # of all studies: beyond it a second example would make the page too heavy for a mail
+
+
+_SOURCES = {
+    "multilayer": "Kind multilayer: engines BornAgain (doi:10.1107/S1600576719016789) and dwba, which computes the same and "
+    "is compared with it in every run; study, network and published figures: Zhdanov et al., arXiv 2210.01543; expert "
+    "values: Randolph et al., doi:10.1103/PhysRevResearch.4.033038.",
+    "nanodiffraction": "Kind nanodiffraction: forward model, test scan and published figures: DONUT, arXiv 2507.14038.",
+}
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,10 @@ class StudyPage:
     verdict: Verdict | None
     tiles: list[Tile]
     sections: list[Section]
-    products: Products
+    missing: list[Missing]
+    manifest: dict[str, Any]  # of the simulations
+    metrics: dict[str, Any]  # as evaluated
+    identity: dict[str, str]
 
 
 def examples_shown(studies: Sequence[Study]) -> int:
@@ -84,7 +95,11 @@ def study_page(products: Products, gallery: Gallery, shown: int = _EXAMPLES) -> 
     if (found := sweeps.section(products)) is not None:
         sections.insert(-1, found)
     study = products.study
-    return StudyPage(study.name, study.kind, study_verdict(products.metrics), _tiles(products), sections, products)
+    verdict, identity = study_verdict(products.metrics), {"simulations": study.simulation_identity()}
+    return StudyPage(
+        study.name, study.kind, verdict, _tiles(products), sections, products.missing, products.manifest,
+        products.raw_metrics, identity | {str(k): str(v) for k, v in products.metrics.identity.items()},
+    )  # fmt: skip
 
 
 def _tiles(products: Products) -> list[Tile]:
@@ -120,31 +135,24 @@ def provenance_table(run: RunConfig, pages: Sequence[StudyPage], config_sha256: 
     ]
     versions: dict[str, str] = dict(provenance.versions())
     for page in pages:
-        versions |= {str(k): str(v) for k, v in page.products.manifest.get("versions", {}).items()}
+        versions |= {str(k): str(v) for k, v in page.manifest.get("versions", {}).items()}
     rows += [[f"version of {name}", version] for name, version in sorted(versions.items())]
     for page in pages:
-        manifest, study = page.products.manifest, page.products.study
-        rows.append(
-            [f"{page.name}: identity of the simulations", str(manifest.get("identity", study.simulation_identity()))]
-        )
-        if "checksum" in manifest:
-            rows.append([f"{page.name}: checksum of the store", str(manifest["checksum"])])
-        for name, value in page.products.metrics.identity.items():
-            rows.append([f"{page.name}: {name}", str(value)])
+        rows.append([f"{page.name}: identity of the simulations", page.identity["simulations"]])
+        if "checksum" in page.manifest:
+            rows.append([f"{page.name}: checksum of the store", str(page.manifest["checksum"])])
+        rows += [[f"{page.name}: {name}", value] for name, value in page.identity.items() if name != "simulations"]
     return Table("Seed, hashes, identities, versions", ["what", "value"], rows)
 
 
 def sources(run: RunConfig) -> list[str]:
     """Where data and comparisons come from."""
     found = [
-        "Simulations: made by this run from the configuration below, by BornAgain (doi:10.1107/S1600576719016789) or by "
-        "engine dwba, which computes the same and is compared with it in every run.",
-        "Study, network and published figures: Zhdanov et al., arXiv 2210.01543. Expert values: Randolph et al., "
-        "doi:10.1103/PhysRevResearch.4.033038.",
+        "Simulations: made by this run from the configuration below.",
+        *(_SOURCES[kind] for kind in dict.fromkeys(study.kind for study in run.studies.values())),
     ]
     for name, study in run.studies.items():
-        for frames in study.inference.frames:
-            found.append(f"Frames of {name}, set {frames.name}: {frames.source or NONE}")
+        found += [f"Frames of {name}, set {each}: {source or NONE}" for each, source in study.sources]
     return found
 
 
@@ -163,7 +171,7 @@ def render(run: RunConfig, pages: Sequence[StudyPage], config_sha256: str, commi
     folder = resources.files("scatterflow.report") / "templates"
     template = environment.from_string((folder / "page.html.j2").read_text(encoding="utf-8"))
     style = (folder / "page.css").read_text(encoding="utf-8")
-    missing = [(page.name, item) for page in pages for item in page.products.missing]
+    missing = [(page.name, item) for page in pages for item in page.missing]
     content: dict[str, Any] = {
         "run": run.run,
         "style": Markup(style),

@@ -12,10 +12,10 @@ import xarray as xr
 from pydantic import TypeAdapter, ValidationError
 
 from scatterflow.errors import StoreError
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import read_json
 from scatterflow.report.costs import study_costs
 from scatterflow.report.metrics import CrossCheck, FrameVerdict, StudyMetrics, read_metrics
-from scatterflow.study import Study
 from scatterflow.trials import SweepManifest
 
 HISTORY_COLUMNS = {"epoch", "train_loss", "val_loss"}
@@ -33,7 +33,7 @@ class Missing:
 class Products:
     """What the stages before left for one study."""
 
-    study: Study
+    study: MultilayerStudy
     metrics: StudyMetrics
     raw_metrics: dict[str, Any]
     arrays: dict[str, xr.Dataset]
@@ -79,7 +79,7 @@ def read_history(path: Path) -> pd.DataFrame:
     return history
 
 
-def read_products(study: Study, folder: Path) -> Products:
+def read_products(study: MultilayerStudy, folder: Path) -> Products:
     """Everything below `results/<run>/<study>/` that the report shows; what is not there is listed as missing."""
     missing: list[Missing] = []
 

@@ -10,11 +10,11 @@ from scatterflow import experiment
 from scatterflow.baselines.abc import AbcPosterior, fit
 from scatterflow.config.baselines import AbcMethod
 from scatterflow.exports import write_tree
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import write_json
 from scatterflow.progress import say
 from scatterflow.stages import preprocess
 from scatterflow.stages.posteriors import write_result
-from scatterflow.study import Study
 
 LABELS = {
     "abc-kde": "ABC rejection + KDE, profile (the paper's baseline)",
@@ -23,7 +23,7 @@ LABELS = {
 }
 
 
-def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
+def run(study: MultilayerStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
     """Write `baseline/<method>.nc` and `.json` for each method, and `baseline/manifest.json`; returns its path."""
     features = preprocess.load(study, folder)
     library = preprocess.rows(features, "train", "validation").load()

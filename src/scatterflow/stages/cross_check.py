@@ -16,16 +16,16 @@ from scatterflow import instrument as geometry
 from scatterflow import provenance, seeds
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import SimulationError
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import write_json
 from scatterflow.progress import say
 from scatterflow.stages import preprocess
-from scatterflow.study import Study
 
 LOWEST_DEG = 0.05  # exit angle from which the engines are compared
 OTHER = {"dwba": "bornagain", "bornagain": "dwba"}
 
 
-def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
+def run(study: MultilayerStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
     """Compare random stored simulations with the other engine and write `cross-check/manifest.json`; returns its path.
 
     BornAgain knows no flat detector: with geometry flat both engines compute the same samples in geometry bornagain.

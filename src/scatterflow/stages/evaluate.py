@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from scatterflow import diagnostics, experiment, fisher, seeds
 from scatterflow.exports import StoredPosterior, read_posterior, write_tree
-from scatterflow.models import load_model
+from scatterflow.models.model import load_posterior_model
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import read_json, write_json
 from scatterflow.progress import say
 from scatterflow.stages import preprocess
-from scatterflow.study import Study
 
 Array = NDArray[np.float64]
 
@@ -53,7 +53,7 @@ class Result:
     outside: Array  # share of samples outside the prior's support
 
 
-def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
+def run(study: MultilayerStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
     """Write `evaluate/metrics.json` and `evaluate/arrays.nc` below `folder`; returns the path of the metrics."""
     features = preprocess.load(study, folder)
     held_back = preprocess.rows(features, "held_back").load()
@@ -92,14 +92,16 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             "identity": {
                 "simulations": study.simulation_identity(),
                 "features": study.features_identity(),
-                "models": {name: load_model(folder / "models" / name).identity for name in study.config.models},
+                "models": {
+                    name: load_posterior_model(folder / "models" / name).identity for name in study.config.models
+                },
             },
         },
     )
 
 
 def judge(
-    study: Study, truth: Array, result: Result, reference: Result | None
+    study: MultilayerStudy, truth: Array, result: Result, reference: Result | None
 ) -> tuple[dict[str, Any], NDArray[np.int64], dict[str, Array]]:
     """Figures of merit of one estimator; its SBC ranks (observation, parameter); its coverage curves on a level grid."""
     config, prior = study.config.evaluation, study.prior
@@ -142,7 +144,7 @@ def _read(place: Path) -> Result:
     return Result(stored, facts, *columns)
 
 
-def _prior(study: Study, truth: Array) -> dict[str, Any]:
+def _prior(study: MultilayerStudy, truth: Array) -> dict[str, Any]:
     """The same figures for the exact prior: what knowing nothing of the observation scores."""
     prior = study.prior
     median = np.median(prior.sample(_PRIOR_ROWS, seed=seeds.integer(study.seed, "prior median")).values, axis=0)
@@ -152,7 +154,7 @@ def _prior(study: Study, truth: Array) -> dict[str, Any]:
     }
 
 
-def sensitivity(study: Study, truth: xr.DataArray) -> dict[str, Any] | None:
+def sensitivity(study: MultilayerStudy, truth: xr.DataArray) -> dict[str, Any] | None:
     """What each view can see of each parameter, over held-back samples; None without counting noise (it sees all)."""
     if study.config.observe.noise == "none":
         return None
@@ -169,7 +171,7 @@ def sensitivity(study: Study, truth: xr.DataArray) -> dict[str, Any] | None:
     return {"n": len(few), "levels": [low, high], "views": views}
 
 
-def _experiment_rows(study: Study, results: dict[str, xr.Dataset], truth: Array) -> dict[str, Any]:
+def _experiment_rows(study: MultilayerStudy, results: dict[str, xr.Dataset], truth: Array) -> dict[str, Any]:
     """Every estimator on the expert's sample: log density of the expert's values, and the errors of median and MAP."""
     expert = study.expert()
     assert expert is not None  # there are results
@@ -205,7 +207,7 @@ def _experiment_results(folder: Path) -> tuple[xr.Dataset | None, dict[str, xr.D
 
 
 def _arrays(
-    study: Study,
+    study: MultilayerStudy,
     folder: Path,
     results: dict[str, Result],
     ranks: dict[str, NDArray[np.int64]],
@@ -243,10 +245,10 @@ def _arrays(
 
 
 def _reconstruction(
-    study: Study, folder: Path, features: xr.Dataset, held_back: xr.Dataset, groups: dict[str, xr.Dataset]
+    study: MultilayerStudy, folder: Path, features: xr.Dataset, held_back: xr.Dataset, groups: dict[str, xr.Dataset]
 ) -> dict[str, Any]:
     """Images rebuilt from the profile alone (figure 3), against the mean image of the training rows; adds its arrays."""
-    able = [model for name in study.config.models if (model := load_model(folder / "models" / name)).rebuilds]
+    able = [model for name in study.config.models if (model := load_posterior_model(folder / "models" / name)).rebuilds]
     if not able:
         return {}
     model = able[0]

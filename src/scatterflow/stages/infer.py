@@ -18,12 +18,13 @@ from scatterflow.errors import BundleError
 from scatterflow.exports import write_tree
 from scatterflow.inference import FrameResult, infer_frames, score, thumbnail
 from scatterflow.instrument import wavenumber
-from scatterflow.models import Model, load_model
+from scatterflow.models import Model
+from scatterflow.models.model import load_posterior_model
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import write_json
 from scatterflow.progress import say
 from scatterflow.stages import preprocess
 from scatterflow.stages.posteriors import Posterior, write_result
-from scatterflow.study import Study
 from scatterflow.verdict import QUANTILES
 
 LABELS = {
@@ -39,7 +40,7 @@ _SCORE_DRAWS = 4  # latent draws that the density of a sample is averaged over f
 _SHOWN = ("0.05", "0.25", "0.5", "0.75", "0.95")
 
 
-def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
+def run(study: MultilayerStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
     """Write posteriors, verdicts and pictures' arrays to `infer/` below `folder`; returns the manifest's path."""
     held_back = preprocess.rows(preprocess.load(study, folder), "held_back").load()
     models = {name: trained(study, folder, name) for name in study.config.models}
@@ -83,10 +84,10 @@ def _score(posterior: Any, theta: Any) -> xr.DataArray:
     return density
 
 
-def trained(study: Study, folder: Path, name: str) -> Model:
+def trained(study: MultilayerStudy, folder: Path, name: str) -> Model:
     """Model `name` of the run. Raises BundleError if it was trained on other features than the study's now."""
     bundle = folder / "models" / name
-    model = load_model(bundle)
+    model = load_posterior_model(bundle)
     if model.training.get("features") != study.features_identity():
         raise BundleError(
             f"bundle {bundle}",
@@ -102,7 +103,7 @@ def estimator_name(model: str, mode: str, modes: tuple[str, ...]) -> str:
     return model if len(modes) == 1 else f"{model}.{mode.split('+')[0]}"
 
 
-def _examples(study: Study, model: Model, held_back: xr.Dataset) -> xr.Dataset:
+def _examples(study: MultilayerStudy, model: Model, held_back: xr.Dataset) -> xr.Dataset:
     """The first held-back observations with recorded counts and the posterior predictive band of their profile."""
     rows = held_back.isel(simulation=slice(0, EXAMPLES))
     counts = study.simulate(rows["parameters"])
@@ -111,7 +112,12 @@ def _examples(study: Study, model: Model, held_back: xr.Dataset) -> xr.Dataset:
 
 
 def _with_predictive(
-    study: Study, model: Model, features: xr.Dataset, recorded: xr.Dataset, truth: xr.DataArray, experiment: bool
+    study: MultilayerStudy,
+    model: Model,
+    features: xr.Dataset,
+    recorded: xr.Dataset,
+    truth: xr.DataArray,
+    experiment: bool,
 ) -> xr.Dataset:
     from scatterflow.verdict import predictive_draws
 
@@ -139,7 +145,7 @@ def _with_predictive(
     return xr.Dataset(values, coords=coords, attrs=attrs)
 
 
-def _false_alarms(study: Study, model: Model, held_back: xr.Dataset) -> dict[str, Any]:
+def _false_alarms(study: MultilayerStudy, model: Model, held_back: xr.Dataset) -> dict[str, Any]:
     """How often the verdict calls an in-range simulation 'outside', on simulations that set no threshold."""
     from scipy.stats import binomtest
 
@@ -164,7 +170,7 @@ def _false_alarms(study: Study, model: Model, held_back: xr.Dataset) -> dict[str
 
 
 def _experiment(
-    study: Study,
+    study: MultilayerStudy,
     estimators: dict[str, tuple[Model, str]],
     known: tuple[xr.DataArray, xr.Dataset, xr.Dataset],
     tell: Callable[[str], None],
@@ -190,7 +196,7 @@ def data_folder() -> Path:
     return Path(os.environ.get("SCATTERFLOW_DATA") or Path("..") / "shared" / "data")
 
 
-def _frames(study: Study, model: Model, folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+def _frames(study: MultilayerStudy, model: Model, folder: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     """Infer the configured real frames; those that are not there are listed as missing."""
     found: list[dict[str, Any]] = []
     groups: dict[str, xr.Dataset] = {}
@@ -205,7 +211,9 @@ def _frames(study: Study, model: Model, folder: Path, tell: Callable[[str], None
     return found
 
 
-def _frame_set(study: Study, model: Model, frames: FramesConfig) -> Iterator[tuple[dict[str, Any], xr.Dataset | None]]:
+def _frame_set(
+    study: MultilayerStudy, model: Model, frames: FramesConfig
+) -> Iterator[tuple[dict[str, Any], xr.Dataset | None]]:
     facts = {"set": frames.name, "source": frames.source}
     instrument = read_instrument(study.folder / frames.instrument)
     for file in frames.files:

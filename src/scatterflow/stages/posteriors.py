@@ -12,9 +12,9 @@ import xarray as xr
 
 from scatterflow.diagnostics import density_credibility
 from scatterflow.exports import write_posterior
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import write_json
 from scatterflow.progress import duration
-from scatterflow.study import Study
 
 _BATCH = 100  # observations at once: bounds memory whatever their number
 SCORED = 200  # samples per observation whose density is compared with the truth's: resolves credibility to 0.5 %
@@ -31,7 +31,7 @@ class Posterior(Protocol):
 
 
 def write_result(
-    study: Study,
+    study: MultilayerStudy,
     path: Path,
     posterior_of: Callable[[slice], Posterior],
     observations: xr.Dataset,

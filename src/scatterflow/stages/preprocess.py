@@ -15,7 +15,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from scatterflow import fanout, manifest, shards, store
-from scatterflow import instrument as geometry
 from scatterflow.errors import StoreError
 from scatterflow.manifest import Place, Shard, ShardRecord, StoreManifest
 from scatterflow.progress import Tracker, track
@@ -133,7 +132,7 @@ def _features(study: Study, counts: store.Arrays, start: int) -> xr.Dataset:
     index = np.arange(start, start + len(next(iter(counts.values()))))
     dataset = xr.Dataset(coords={"simulation": index})
     for name, values in counts.items():
-        dataset = dataset.assign_coords(geometry.coordinates(study.config.instrument, name))
+        dataset = dataset.assign_coords(study.coordinates(name))
         dataset[name] = (("simulation", f"z_{name}", f"y_{name}"), values)
     return study.preprocess(study.observe(dataset))
 

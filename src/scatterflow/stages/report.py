@@ -9,12 +9,14 @@ from typing import Any
 from scatterflow import provenance
 from scatterflow.config.study import RunConfig
 from scatterflow.files import disk_errors, write_atomic
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import replacing, write_json
 from scatterflow.progress import say, size
 from scatterflow.report.gallery import Gallery
+from scatterflow.report.nanodiffraction import page as map_page
 from scatterflow.report.page import StudyPage, examples_shown, render, study_page
 from scatterflow.report.products import read_products
-from scatterflow.study import study_of
+from scatterflow.study import Study, study_of
 
 
 def run(run_config: RunConfig, results: Path, tell: Callable[[str], None] = say) -> Path:
@@ -29,8 +31,7 @@ def run(run_config: RunConfig, results: Path, tell: Callable[[str], None] = say)
     with replacing(results / "figures") as folder:
         folder.mkdir()
         for study in studies:
-            products = read_products(study, results / study.name)
-            pages.append(study_page(products, Gallery(folder, study.name), examples_shown(studies)))
+            pages.append(_page(study, results / study.name, Gallery(folder, study.name), examples_shown(studies)))
             tell(f"{study.name}: {len(list(folder.glob('*.svg')))} figures")
         html = render(run_config, pages, config_sha256, commit).encode()
     page = results / "report.html"
@@ -41,11 +42,17 @@ def run(run_config: RunConfig, results: Path, tell: Callable[[str], None] = say)
     return page
 
 
+def _page(study: Study, folder: Path, gallery: Gallery, shown: int) -> StudyPage:
+    if isinstance(study, MultilayerStudy):
+        return study_page(read_products(study, folder), gallery, shown)
+    return map_page(study, folder, gallery)
+
+
 def run_metrics(run_config: RunConfig, pages: list[StudyPage], config_sha256: str, commit: str) -> dict[str, Any]:
     """The metrics of all studies as evaluated, with the verdicts shown and what determines the run."""
     studies = {
         page.name: {
-            **page.products.raw_metrics,
+            **page.metrics,
             "verdict": page.verdict.model_dump(mode="json") if page.verdict else None,
         }
         for page in pages

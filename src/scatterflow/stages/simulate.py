@@ -82,15 +82,13 @@ def _prepare(study: Study, place: Place, records: Mapping[Shard, ShardRecord], b
 
 def store_attributes(study: Study) -> dict[str, Any]:
     """What a store says of itself: only what determines its content, no time and no machine."""
-    config = study.config
     return {
         "identity": study.simulation_identity(),
         "kind": study.kind,
-        "engine": config.forward.engine,
+        "engine": study.engine[0],
         "engine_version": study.engine_version,
         "seed": study.seed,
-        "instrument": config.instrument.model_dump(mode="json", exclude={"masked", "saturation"}),
-        "sample": config.sample.model_dump(mode="json", exclude={"expert"}),
+        **study.simulation_facts(),
     }
 
 

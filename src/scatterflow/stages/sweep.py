@@ -20,10 +20,10 @@ from scatterflow import fanout
 from scatterflow.errors import ScatterflowError, StoreError
 from scatterflow.files import disk_errors, exclusive, write_atomic
 from scatterflow.manifest import Shard
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import read_json, replacing, write_json
 from scatterflow.progress import duration, quiet, say
 from scatterflow.stages import preprocess, train
-from scatterflow.study import Study
 from scatterflow.trials import (
     RECORD,
     SweepManifest,
@@ -39,7 +39,7 @@ STAGE = "sweep"
 RESULTS, BEST = "results.csv", "best"
 
 
-def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
+def run(study: MultilayerStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
     """Train what is missing, write `sweep/results.csv`, `sweep/best/` and `sweep/manifest.json`; returns the last's path.
 
     A trial that fails stands in the table with its error; another run tries it again. Raises ScatterflowError if none
@@ -61,7 +61,7 @@ def run(study: Study, folder: Path, tell: Callable[[str], None] = say) -> Path:
             return _finish(study, folder, found, tell)
 
 
-def _train(study: Study, folder: Path, found: list[Trial], backend: str, tell: Callable[[str], None]) -> None:
+def _train(study: MultilayerStudy, folder: Path, found: list[Trial], backend: str, tell: Callable[[str], None]) -> None:
     sweep, began = sweep_of(study), time.monotonic()
     every = [Shard(number, number + 1) for number in range(len(found))]
     todo = _missing(folder, found, every)
@@ -89,7 +89,7 @@ def _train(study: Study, folder: Path, found: list[Trial], backend: str, tell: C
     shutil.rmtree(jobs, ignore_errors=True)
 
 
-def train_trial(study: Study, folder: Path, identity: str, number: Shard) -> None:
+def train_trial(study: MultilayerStudy, folder: Path, identity: str, number: Shard) -> None:
     """Train trial `number` of the sweep `identity` and write its record: what a process or a task of Slurm does."""
     found = trials(study)
     if sweep_identity(found) != identity:  # a task may start hours after the run
@@ -131,7 +131,7 @@ def _score(record: TrialRecord | None) -> str:
     return f"information gain {record.score:.2f} +- {record.score_se:.2f} nat on validation rows"
 
 
-def _finish(study: Study, folder: Path, found: list[Trial], tell: Callable[[str], None]) -> Path:
+def _finish(study: MultilayerStudy, folder: Path, found: list[Trial], tell: Callable[[str], None]) -> Path:
     """Compare the trials, keep the best bundle, write the table and the manifest."""
     records = {trial.identity: record for trial in found if (record := trial.read(folder)) is not None}
     good = [record for record in records.values() if record.state == "ok" and record.score is not None]

@@ -10,16 +10,16 @@ import numpy as np
 import xarray as xr
 
 from scatterflow import verdict
+from scatterflow.multilayer import MultilayerStudy
 from scatterflow.progress import Tracker, duration, say, track
 from scatterflow.stages import preprocess
-from scatterflow.study import Study
 
 _SCORE_ROWS = 5000  # training rows that the feature score is fitted to: more change nothing and cost memory
 _LIMIT_ROWS = 2000  # validation rows that set the thresholds
 
 
 def run(
-    study: Study,
+    study: MultilayerStudy,
     model: str,
     folder: Path,
     tell: Callable[[str], None] = say,
@@ -60,7 +60,7 @@ def run(
     return path
 
 
-def _counts(study: Study, folder: Path) -> xr.Dataset:
+def _counts(study: MultilayerStudy, folder: Path) -> xr.Dataset:
     """Expected counts and parameters of the training rows in the store, lazy."""
     counts = preprocess.simulations(study, folder)
     return counts.isel(simulation=np.flatnonzero(preprocess.splits(study) == preprocess.SPLITS.index("train")))

@@ -1,0 +1,123 @@
+"""The Poisson likelihood of nanodiffraction frames at given parameters: height, slope and Fisher information.
+
+Amplitude and background are fitted for the parameters at hand; what they cost is taken off the information.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scatterflow.forward.nanodiffraction import Kinematics
+from scatterflow.forward.nanodiffraction_slopes import slopes
+
+BATCH = 16  # frames whose model is held at once: 4 MB each by default, which caches still hold in part
+
+
+@dataclass(frozen=True)
+class Model:
+    """The forward model, and in which box (`low`, `width`: (parameter,)) and pixels it is compared with counts."""
+
+    at: Kinematics
+    low: Tensor
+    width: Tensor
+    valid: Tensor | None  # (z, y), 0 or 1
+    floor: float  # of the intensity, over its maximum: what a count outside the model costs is finite
+    background: bool
+
+
+@dataclass
+class Point:
+    """Log-likelihood, its slope and the information of every frame, at values of the parameters in units of the box."""
+
+    height: Tensor  # (frame,)
+    score: Tensor  # (frame, parameter)
+    information: Tensor  # (frame, parameter, parameter), less what the nuisances cost
+    amplitude: Tensor  # (frame,)
+    background: Tensor  # (frame,)
+
+
+def evaluate(model: Model, counts: Tensor, unit: Tensor) -> Point:
+    """Evaluate all frames, `BATCH` at a time."""
+    parts = [
+        _batch(model, counts[first : first + BATCH], unit[first : first + BATCH])
+        for first in range(0, len(unit), BATCH)
+    ]
+    return Point(*(torch.cat([list(vars(part).values())[number] for part in parts]) for number in range(5)))
+
+
+def _batch(model: Model, counts: Tensor, unit: Tensor) -> Point:
+    image, slope = slopes(model.at, model.low + model.width * unit)
+    image = raised(image, model.floor)
+    slope = slope * model.width.to(slope.dtype)[:, None, None]
+    amplitude, background = nuisances(model, counts, image)
+    expected = amplitude[:, None, None] * image + background[:, None, None]
+    if model.valid is None:
+        height = (counts * expected.log() - expected).sum((1, 2), dtype=torch.float64)
+        residual = counts / expected - 1
+    else:
+        height = ((counts * expected.log() - expected) * model.valid).sum((1, 2), dtype=torch.float64)
+        residual = (counts / expected - 1) * model.valid
+    score = torch.einsum("fpzy,fzy->fp", slope, residual).double() * amplitude.double()[:, None]
+    level = background if model.background else None
+    information = fisher_information(image, slope, amplitude, level, model.valid)
+    return Point(height, score, information, amplitude.double(), background.double())
+
+
+def nuisances(model: Model, counts: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Most likely amplitude and background (frame,) of given images."""
+    valid = torch.ones_like(image[0]) if model.valid is None else model.valid
+    total = counts.sum((1, 2))
+    amplitude = total / (image * valid).sum((1, 2))
+    if not model.background:
+        return amplitude, torch.zeros_like(amplitude)
+    level = 0.05 * total / valid.sum()
+    amplitude = 0.95 * amplitude
+    least = 1e-3 * amplitude, 1e-4 * total / valid.sum()
+    for _ in range(12):  # Fisher scoring of two concave parameters: four digits in a few steps
+        expected = amplitude[:, None, None] * image + level[:, None, None]
+        weight = valid / expected
+        aa, ab, bb = (weight * image**2).sum((1, 2)), (weight * image).sum((1, 2)), weight.sum((1, 2))
+        # the solution for counts / expected with the same weights: the next expected counts, by least squares
+        a, b = (weight * image * counts).sum((1, 2)), (weight * counts).sum((1, 2))
+        determinant = (aa * bb - ab**2).clamp_min(1e-12 * aa * bb)
+        amplitude = torch.maximum((bb * a - ab * b) / determinant, least[0])
+        level = torch.maximum((aa * b - ab * a) / determinant, least[1])
+    return amplitude, level
+
+
+def fisher_information(
+    image: Tensor, slope: Tensor, amplitude: Tensor, background: Tensor | None, valid: Tensor | None
+) -> Tensor:
+    """Fisher information of the parameters (frame, parameter, parameter), less what the nuisances cost; float64.
+
+    All derivatives are over the amplitude: the amplitude's own is the image, the background's 1.
+    """
+    expected = amplitude[:, None, None] * image
+    nuisance = image[:, None]
+    if background is not None:
+        expected = expected + background[:, None, None]
+        nuisance = torch.cat([nuisance, torch.ones_like(nuisance)], dim=1)
+    columns = torch.cat([slope * amplitude[:, None, None, None], nuisance], dim=1)
+    weight = expected.rsqrt() if valid is None else expected.rsqrt() * valid
+    columns = (columns * weight[:, None]).flatten(2)
+    full = (columns @ columns.transpose(1, 2)).double()
+    n = slope.shape[1]
+    cross = full[:, :n, n:]
+    cost: Tensor = cross @ torch.linalg.solve(full[:, n:, n:], cross.transpose(1, 2))
+    return full[:, :n, :n] - cost
+
+
+def deviations(information: Tensor) -> Tensor:
+    """Square root of the diagonal of the inverse (frame, parameter), in units of what `information` is given in."""
+    tiny = 1e-9 * torch.diagonal(information, dim1=1, dim2=2).amax(1).clamp_min(1e-300)
+    held = information + tiny[:, None, None] * torch.eye(information.shape[1], dtype=information.dtype)
+    return torch.diagonal(torch.linalg.inv(held), dim1=1, dim2=2).clamp_min(0).sqrt()
+
+
+def raised(image: Tensor, floor: float) -> Tensor:
+    """Intensities without what rounding makes negative, and `floor` of their maximum everywhere."""
+    image = image.clamp_min(0)
+    return image + floor * image.amax((1, 2), keepdim=True)

@@ -1,0 +1,192 @@
+"""The page of a study of kind nanodiffraction: its products, its verdict and the order of its sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from scatterflow import maps
+from scatterflow.errors import StoreError
+from scatterflow.products import read_json
+from scatterflow.report import mapsections, maptables, mapverdict, tables
+from scatterflow.report.costs import study_costs
+from scatterflow.report.figures import maps as drawing
+from scatterflow.report.figures import overview
+from scatterflow.report.gallery import Gallery, Section
+from scatterflow.report.mapsections import Scans
+from scatterflow.report.metrics import Cost, StudyMetrics, Verdict
+from scatterflow.report.numbers import percent, seconds, significant
+from scatterflow.report.page import StudyPage, Tile
+from scatterflow.report.products import Missing, read_history
+from scatterflow.report.style import estimator_styles
+from scatterflow.study import Study
+
+PREFIX = "scan-"
+
+
+def page(study: Study, folder: Path, gallery: Gallery) -> StudyPage:
+    """Draw all figures of a study below `folder` (results/<run>/<study>/) and compose its sections.
+
+    What is not there is listed as missing. Raises StoreError for damaged products.
+    """
+    missing: list[Missing] = []
+
+    def there(relative: str, what: str, command: str) -> Path | None:
+        path = folder / relative
+        if path.exists():
+            return path
+        missing.append(Missing(f"{what} ({relative})", command))
+        return None
+
+    found: dict[str, Any] = {}
+    if path := there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
+        found = _metrics(path)
+    # evaluate joins the maps of trained estimators and of baselines; before it, those of the trained ones are there
+    scans = read_scans(folder / "evaluate") or read_scans(folder / "infer")
+    if not scans:
+        missing.append(Missing(f"maps (infer/{PREFIX}*.nc)", "snakemake infer"))
+    manifest: dict[str, Any] = {}
+    if path := there("simulate/manifest.json", "manifest of the simulations", "snakemake simulate"):
+        manifest = read_json(path, "scatterflow simulate")
+    histories = {}
+    for model in study.config.models:
+        if path := there(f"models/{model}/history.csv", f"losses of model {model}", "snakemake train"):
+            histories[model] = read_history(path)
+    composed = sections(scans, found, gallery, study.seed)
+    if histories:
+        pictures = []
+        for model, history in histories.items():
+            lowest = significant(float(history["val_loss"].min()), 4)
+            words = f"{model}: {len(history)} epochs, lowest validation loss {lowest}, seed {study.seed}."
+            figure = overview.losses(history)
+            said = f"Training and validation loss against epoch. {words}"
+            pictures.append(gallery.add(f"losses-{model}", figure, said, words))
+        composed.append(Section("training", "Training", pictures=pictures))
+    if costs := study_costs(folder):
+        found |= {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
+        composed.append(_costs(costs, gallery))
+    identity = {"simulations": study.simulation_identity()}
+    identity |= {str(key): str(value) for key, value in found.get("identity", {}).items()}
+    return StudyPage(
+        study.name, study.kind, verdict(found), [Tile(*tile) for tile in tiles(found)], composed, missing, manifest, found,
+        identity,
+    )  # fmt: skip
+
+
+def read_scans(folder: Path) -> dict[str, xr.Dataset]:
+    """The scans in `folder` by name, in memory. Raises StoreError if one is damaged."""
+    found = {}
+    for path in sorted(folder.glob(f"{PREFIX}*.nc")):
+        try:
+            with xr.open_dataset(path, engine="h5netcdf") as opened:
+                scan = opened.load()
+        except (OSError, ValueError, KeyError) as error:
+            remedy = "run `scatterflow infer` again"
+            raise StoreError(str(path), "must be a readable NetCDF file", str(error), remedy) from None
+        found[path.stem.removeprefix(PREFIX)] = maps.checked(scan, str(path))
+    return found
+
+
+def _metrics(path: Path) -> dict[str, Any]:
+    found = read_json(path, "scatterflow evaluate")
+    remedy = "run `scatterflow evaluate` again"
+    if not isinstance(found, dict) or not {"headline", "scans", "published"} <= found.keys():
+        raise StoreError(str(path), "must hold the figures of merit of maps", remedy=remedy)
+    return found
+
+
+def _costs(costs: Mapping[str, Cost], gallery: Gallery) -> Section:
+    """What each rule took."""
+    metrics = StudyMetrics(cost=dict(costs))
+    wall = {
+        name.replace("_", " ").replace(".", " "): entry.seconds
+        for name, entry in tables.in_order(metrics)
+        if entry.seconds is not None
+    }
+    pictures = []
+    if wall:
+        total, longest = sum(wall.values()), max(wall, key=lambda job: wall[job])
+        words = f"{seconds(total)} in all; {longest} takes {percent(wall[longest] / total) if total else 'nothing'}."
+        pictures.append(
+            gallery.add("cost", overview.cost(wall), f"Wall time per job: {words}", f"Wall time per job: {words}")
+        )
+    return Section("cost", "What it cost", pictures=pictures, tables=[tables.cost(metrics, [])])
+
+
+def sections(scans: Scans, found: Mapping[str, Any], gallery: Gallery, seed: int) -> list[Section]:
+    """All sections of the kind from its scans by name and its figures of merit (`maps.evaluation`, with seeds, latency)."""
+    if not scans:
+        return [Section("maps", "Maps of strain and tilt", missing="Nothing to show: run `snakemake infer`.")]
+    known = list(dict.fromkeys(name for scan in scans.values() for name in maps.names(scan, "estimator")))
+    styles = estimator_styles(known)
+    # figures of merit of other estimators are out of date: better none
+    judged = {
+        name: entry
+        for name, entry in found.get("scans", {}).items()
+        if name in scans and list(entry["goodness"]["estimators"]) == maps.names(scans[name], "estimator")
+    }
+    result = [mapsections.accuracy_section(scans, judged, found.get("published", {}), styles, gallery, seed)]
+    for name, scan in mapsections.in_order(scans):
+        result.append(mapsections.maps_section(name, scan, gallery, seed))
+        if scan.sizes.get("shown", 0):
+            result.append(mapsections.points_section(name, scan, gallery))
+        if not maps.simulated(scan):
+            result.append(mapsections.agreement_section(name, scan, judged.get(name), styles, gallery))
+    result.append(mapsections.film_section(scans, judged, gallery))
+    result += [
+        Section(key, title, lead, tables=[table])
+        for key, title, lead, table in (
+            (
+                "seeds",
+                "Does the training fail on some seeds?",
+                mapverdict.seeds_lead(found.get("seeds", [])),
+                maptables.seeds(found.get("seeds", [])),
+            ),
+            ("latency", "Is it fast enough for real time?", "", maptables.latency(found.get("latency", []))),
+        )
+        if table
+    ]
+    return result
+
+
+def verdict(found: Mapping[str, Any]) -> Verdict | None:
+    """The study's headline from its figures of merit; None where there are none.
+
+    It can be trusted if some estimator comes within `mapverdict.GOOD` times the Cramer-Rao bound for every parameter of the
+    headline scan, fails nowhere, and its intervals hold the truth as often as they say.
+    """
+    headline = found.get("headline")
+    if headline is None:
+        return None
+    scan = found["scans"][headline]
+    good = mapverdict.trusted(scan["merit"])
+    sentences = [
+        mapverdict.best_sentence(scan),
+        mapverdict.published_sentence(scan, found["published"]),
+        *(mapverdict.scan_sentence(entry) for entry in found["scans"].values()),
+        mapverdict.failing_sentence(scan["merit"]),
+        mapverdict.seeds_lead(found.get("seeds", [])),
+    ]
+    return Verdict(ok=good is not None, sentences=[sentence for sentence in sentences if sentence])
+
+
+def tiles(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Numbers of the headline with what they mean."""
+    headline = found.get("headline")
+    merit = found["scans"][headline]["merit"] if headline is not None else None
+    best = mapverdict.best(merit) if merit else None
+    if merit is None or best is None:
+        return []
+    parameters = merit["estimators"][best]["parameters"]
+    shown = [
+        (mapverdict.accuracy(name, entry), f"error of {drawing.symbol(name)} per frame, {best}")
+        for name, entry in parameters.items()
+        if entry["sd"] is not None
+    ]
+    ratios = [entry["ratio"] for entry in parameters.values() if entry["ratio"] is not None]
+    if ratios:
+        shown.append((f"{max(ratios):.2f}", "times the Cramér\N{EN DASH}Rao bound, at worst"))
+    return shown

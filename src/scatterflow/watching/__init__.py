@@ -1,0 +1,1 @@
+"""Parts of `scatterflow.watch`: where frames come from, the queue, the estimator, the answers and what is recorded."""

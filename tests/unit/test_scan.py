@@ -1,0 +1,524 @@
+"""From the file of a scan to cut and binned frames: what is kept, what is masked, what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from fabio.edfimage import EdfImage
+from fabio.tifimage import TifImage
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import constants
+
+from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
+from scatterflow.config.scan import ScanConfig
+from scatterflow.errors import ConfigError, FrameError
+from scatterflow.forward.nanodiffraction import intensities, kinematics
+from scatterflow.preprocess.bragg import bin_mask, bin_sums, defects, find_peak, module_gaps
+from scatterflow.ringfit import estimate_geometry
+from scatterflow.scan import apparent_tilt, map_coordinates, read_scan
+from scatterflow.scanfile import check_geometry
+
+SHAPE, POINTS = (60, 52), (3, 4)
+PEAK = (33, 20)  # row and column as stored
+CUT = (12, 10)
+
+
+def frames(points: int = 12, seed: int = 0, peak: tuple[int, int] = PEAK) -> np.ndarray:
+    """Counts (frame, row, column): a peak 5 pixels wide that moves a little, on a background of 0.5."""
+    rows, columns = np.indices(SHAPE)
+    shift = np.linspace(-1, 1, points)[:, None, None]
+    blob = np.exp(-((rows - peak[0] - shift) ** 2 + (columns - peak[1]) ** 2) / (2 * 2.5**2))
+    return np.random.default_rng(seed).poisson(20 * blob + 0.5).astype(np.uint16)
+
+
+def write(path: Path, values: np.ndarray, **attrs: Any) -> Path:
+    with h5py.File(path, "w") as file:
+        data = file.create_dataset("/entry/data/data", data=values)
+        data.parent.attrs.update(attrs)
+    return path
+
+
+def read(path: Path, **options: Any) -> xr.Dataset:
+    shape = options.pop("shape", CUT)
+    return read_scan(path, ScanConfig(file=str(path), **({"map_shape": POINTS} | options)), shape)
+
+
+@pytest.mark.parametrize("binning", [1, 2, 3])
+def test_frames_are_cut_and_summed(tmp_path: Path, binning: int) -> None:
+    values = frames()
+    scan = read(write(tmp_path / "scan.h5", values), centre=PEAK, binning=binning, gaps=False)
+    rows, columns = (slice(n, m + 1) for n, m in (scan.attrs["roi_rows"], scan.attrs["roi_columns"]))
+    assert PEAK[0] - rows.start in (6 * binning - 1, 6 * binning)
+    cut = xr.DataArray(values[:, rows, columns][:, ::-1], dims=("point", "z", "y"))
+    expected = cut.coarsen(z=binning, y=binning).sum()
+    assert scan["mask"].all()
+    np.testing.assert_array_equal(scan["counts"], expected)
+    assert scan["counts"].dtype == np.float32
+    assert scan["counts"].sum() == values[:, rows, columns].sum()
+    np.testing.assert_allclose(scan["overview"], values.mean(0)[::-1], rtol=1e-6)
+    np.testing.assert_array_equal(scan["row"] * POINTS[1] + scan["column"], np.arange(12))
+    assert set(scan["status"].values) == {"ok"}
+    assert scan.attrs["frames_ok"] == 12
+
+
+@pytest.mark.parametrize(("exit_angle", "turns"), [("up", 0), ("right", -1), ("down", -2), ("left", -3)])
+def test_turned_frames_give_the_same_counts(tmp_path: Path, exit_angle: str, turns: int) -> None:
+    values = frames()
+    upright = read(write(tmp_path / "up.h5", values))
+    turned = read(write(tmp_path / "turned.h5", np.rot90(values, turns, axes=(1, 2))), exit_angle=exit_angle)
+    np.testing.assert_array_equal(turned["counts"], upright["counts"])
+    np.testing.assert_array_equal(turned["overview"], upright["overview"])
+    centre = (np.mean(turned.attrs["roi_rows"]), np.mean(turned.attrs["roi_columns"]))
+    marked = np.zeros(SHAPE, bool)
+    marked[PEAK] = True
+    np.testing.assert_allclose(centre, np.argwhere(np.rot90(marked, turns))[0], atol=2)
+    given_ = tuple(int(n) for n in centre)
+    again = read(tmp_path / "turned.h5", exit_angle=exit_angle, centre=given_)
+    assert again.attrs["roi_found"] == "given"
+    assert abs(np.mean(again.attrs["roi_rows"]) - given_[0]) <= 0.5
+
+
+@pytest.mark.parametrize("exit_angle", ["up", "down", "left", "right"])
+def test_z_ascends_with_the_exit_angle(tmp_path: Path, exit_angle: str) -> None:
+    """Moving the peak towards the exit angle's side raises its row."""
+    step = {"up": (-3, 0), "down": (3, 0), "left": (0, -3), "right": (0, 3)}[exit_angle]
+    values = np.concatenate([frames(1), frames(1, peak=(PEAK[0] + step[0], PEAK[1] + step[1]))])
+    scan = read(write(tmp_path / "scan.h5", values), exit_angle=exit_angle, centre=PEAK, map_shape=(1, 2), binning=1)
+    rows = (scan["counts"] * scan["z"]).sum(("z", "y")) / scan["counts"].sum(("z", "y"))
+    assert float(rows[1] - rows[0]) > 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(8, 50), st.integers(8, 40), st.integers(0, 99))
+def test_the_peak_is_found_wherever_it_is(row: int, column: int, seed: int) -> None:
+    total = frames(6, seed, (row, column)).sum(0).astype(float)
+    peak = find_peak(total, np.ones(SHAPE, bool), (16, 14))
+    assert peak is not None
+    assert peak.z + 2 <= row < peak.z + 14
+    assert peak.y + 2 <= column < peak.y + 12
+    assert peak.fraction > 0.9
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
+def test_binning_preserves_sums_and_masks_whole_pixels(binning: int, rows: int, columns: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    values = generator.integers(0, 1000, (2, rows * binning, columns * binning))
+    valid = generator.random(values.shape[1:]) > 0.1
+    assert bin_sums(values, binning).sum() == values.sum()
+    assert bin_mask(valid, binning).sum() * binning**2 <= valid.sum()
+    assert (bin_sums(valid[None], binning)[0] == binning**2)[bin_mask(valid, binning)].all()
+
+
+def test_defects_and_gaps_are_masked(tmp_path: Path) -> None:
+    values = frames(48)
+    values[:, :, 24:27] = np.random.default_rng(1).poisson(0.1, values[:, :, 24:27].shape)  # a gap beside the peak
+    values[:, 30, 18] = 500  # hot
+    values[:, 36, 22] = 0  # dead, in the peak
+    total, valid = values.sum(0).astype(float), np.ones(SHAPE, bool)
+    hot, dead = defects(total, valid, 5.0)
+    assert np.argwhere(hot).tolist() == [[30, 18]]
+    assert [36, 22] in np.argwhere(dead).tolist()
+    gaps = module_gaps(total, valid & ~hot)
+    assert np.flatnonzero(gaps.any(0)).tolist() == [24, 25, 26]
+    assert not module_gaps(frames(48).sum(0).astype(float), valid).any()  # the flank of a peak is no gap
+    scan = read(write(tmp_path / "scan.h5", values), map_shape=(6, 8), binning=1, shape=(20, 16), centre=PEAK)
+    masked = np.zeros(SHAPE, bool)
+    masked[:, 24:27] = masked[30, 18] = masked[36, 22] = True
+    rows, columns = (slice(n, m + 1) for n, m in (scan.attrs["roi_rows"], scan.attrs["roi_columns"]))
+    np.testing.assert_array_equal(scan["mask"], ~masked[rows, columns][::-1])
+    assert not scan["counts"].where(~scan["mask"], 0).any()
+    assert (scan.attrs["masked_hot"], scan.attrs["masked_dead"]) == (1, 1)
+    assert scan.attrs["masked_gap"] == 3 * 20
+
+
+def test_status_of_every_frame(tmp_path: Path) -> None:
+    values = frames()
+    values[3] = 0
+    values[5, PEAK[0], PEAK[1]] = 65535
+    values[7, 2, 2] = 65535  # outside the cut
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        data = file.create_dataset("entry/data/data", values.shape, values.dtype, chunks=(1, *SHAPE))
+        for index in set(range(12)) - {9}:  # a frame that was never written
+            data[index] = values[index]
+    scan = read(tmp_path / "scan.h5")
+    expected = np.full(12, "ok", dtype="U10")
+    expected[[3, 5, 9]] = "empty", "saturated", "unreadable"
+    np.testing.assert_array_equal(scan["status"], expected)
+    assert not scan["counts"][[3, 9]].any()
+    assert "frame 9" in scan.attrs["reasons"]
+    assert scan["mask"].all()  # one saturated frame does not mask the pixel for all
+    assert scan.attrs["frames_unreadable"] == 1
+    lower = read(tmp_path / "scan.h5", saturation=20)
+    assert (lower["status"] == "saturated").sum() > 3
+
+
+def test_pixels_that_measure_nothing_are_masked(tmp_path: Path) -> None:
+    """Gaps as -1, pixels that are not finite or always at the limit, and those of a mask file; the frames stay ok."""
+    values = frames().astype(np.float32)
+    values[:, 30, 15] = -1
+    values[2, 31, 16] = np.nan
+    values[:, 32, 17] = 1000
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[34, 24] = 1
+    write(tmp_path / "mask.h5", mask)
+    options = {"mask_file": str(tmp_path / "mask.h5"), "saturation": 1000, "binning": 1, "centre": PEAK}
+    scan = read(write(tmp_path / "scan.h5", values), shape=(20, 16), **options)
+    rows, columns = scan.attrs["roi_rows"], scan.attrs["roi_columns"]
+    masked = [(rows[1] - z, columns[0] + y) for z, y in np.argwhere(~scan["mask"].values).tolist()]
+    assert sorted(masked) == [(30, 15), (31, 16), (32, 17), (34, 24)]
+    assert [scan.attrs[f"masked_{cause}"] for cause in ("invalid", "stuck", "file", "hot")] == [2, 1, 1, 0]
+    assert (scan["status"] == "ok").all()
+    assert np.isfinite(scan["counts"]).all()
+    assert np.isfinite(scan["overview"]).all()
+
+
+def test_stacks_of_every_format_and_folders_agree(tmp_path: Path) -> None:
+    values = frames()
+    expected = read(write(tmp_path / "scan.h5", values))
+    stack = EdfImage(values[0])
+    for image in values[1:]:
+        stack.append_frame(data=image)
+    stack.write(str(tmp_path / "scan.edf"))
+    for name, kind in (("edf", EdfImage), ("tif", TifImage)):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(values):  # their numbers do not sort as text
+            kind(image).write(str(tmp_path / name / f"frame_{number}.{name}"))
+    (tmp_path / "edf" / "notes.txt").write_text("no frame")
+    write(tmp_path / "map.h5", values.reshape(*POINTS, *SHAPE))
+    for path, shape in (("scan.edf", POINTS), ("edf", POINTS), ("tif", POINTS), ("map.h5", None)):
+        scan = read(tmp_path / path, map_shape=shape)
+        xr.testing.assert_equal(scan, expected)
+        assert scan.attrs["sha256"] == expected.attrs["sha256"]
+
+
+def test_a_broken_file_of_a_folder_is_one_unreadable_frame(tmp_path: Path) -> None:
+    for number, image in enumerate(frames()):
+        EdfImage(image).write(str(tmp_path / f"frame_{number:02}.edf"))
+    whole = (tmp_path / "frame_04.edf").read_bytes()
+    (tmp_path / "frame_04.edf").write_bytes(whole[: len(whole) // 2])
+    EdfImage(frames(1)[0][:30]).write(str(tmp_path / "frame_06.edf"))  # of another detector
+    scan = read(tmp_path)
+    assert np.flatnonzero(scan["status"] == "unreadable").tolist() == [4, 6]
+
+
+def test_the_map_is_from_the_file_or_the_config(tmp_path: Path) -> None:
+    path = write(tmp_path / "scan.h5", frames(), scan_shape=POINTS)
+    with h5py.File(path, "a") as file:
+        for name, values, unit in (("x", np.arange(4) * 2.0, "nm"), ("y", [5, 6, 7], "mm")):
+            file[f"entry/sample/{name}"] = values
+            file[f"entry/sample/{name}"].attrs["units"] = unit
+    scan = read(path, map_shape=None)
+    assert scan.attrs["map_shape"] == list(POINTS)
+    np.testing.assert_allclose(scan["x_um"], np.tile([0, 2e-3, 4e-3, 6e-3], 3))
+    np.testing.assert_allclose(scan["y_um"], np.repeat([5e3, 6e3, 7e3], 4))
+    coords = map_coordinates(scan)
+    np.testing.assert_allclose(coords["y_um"][1], [5e3, 6e3, 7e3])
+    stepped = read(path, map_shape=(4, 3), step_um=(0.5, 0.1))
+    np.testing.assert_allclose(map_coordinates(stepped)["x_um"][1], [0, 0.1, 0.2])
+    assert "x_um" not in read(write(tmp_path / "bare.h5", frames())).coords
+
+
+def test_one_of_several_datasets_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "scan.h5", frames())
+    with h5py.File(path, "a") as file:
+        file["entry/other/data"] = frames()[:, :30]
+    with pytest.raises(FrameError, match="must name its dataset, got 2 candidates"):
+        read(path)
+    named = read(path, dataset="/entry/data/data")
+    xr.testing.assert_identical(named["counts"], read(Path(f"{path}::/entry/data/data"))["counts"])
+
+
+def test_bad_scans_are_refused_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "scan.h5", frames())
+    rng = np.random.default_rng(0)
+    cases: list[tuple[Path, dict[str, Any], type[Exception], str]] = [
+        (path, {"map_shape": None}, ConfigError, "must be given, got neither config nor file tell it; set map_shape"),
+        (
+            path,
+            {"map_shape": (4, 4)},
+            FrameError,
+            "must hold 4 x 4 = 16 frames, got 12; .* the 4 frames that are missing",
+        ),
+        (path, {"map_shape": (2, 3)}, FrameError, "must hold 2 x 3 = 6 frames, got 12; correct map_shape"),
+        (path, {"shape": (64, 64)}, ConfigError, "must fit into the frames of 60 x 52 pixels"),
+        (path, {"centre": (2, 20)}, ConfigError, "must leave room for 24 x 20 pixels"),
+        (path, {"centre": (99, 99)}, ConfigError, "must leave room"),
+        (path, {"mask_file": str(path)}, ConfigError, "must hold one image, got 12 of them"),
+        (write(tmp_path / "dark.h5", frames() * 0), {}, FrameError, "must hold counts, got zero in every frame"),
+        (write(tmp_path / "flat.h5", rng.poisson(3.0, (12, *SHAPE))), {}, FrameError, "must show a Bragg peak"),
+        (write(tmp_path / "gone.h5", -np.ones((12, *SHAPE))), {}, FrameError, "must have a valid pixel"),
+        (tmp_path / "no.h5", {}, FrameError, "must exist"),
+    ]
+    (tmp_path / "empty").mkdir()
+    cases.append((tmp_path / "empty", {}, FrameError, "must hold frames, got a folder without any"))
+    for each, options, kind, message in cases:
+        with pytest.raises(kind, match=message) as found:
+            read(each, **options)
+        assert "\n" not in str(found.value)
+
+
+WRITER = """
+import sys, h5py, numpy as np
+file = h5py.File(sys.argv[1], "w", libver="latest")
+data = file.create_dataset("entry/data/data", data=np.ones((12, 60, 52), np.uint16), chunks=(1, 60, 52))
+if sys.argv[2] == "swmr":
+    file.swmr_mode = True
+file.flush()
+print("written", flush=True)
+sys.stdin.read()
+import os; os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("mode", ["swmr", "plain"])
+def test_a_file_still_being_written_is_refused(tmp_path: Path, mode: str) -> None:
+    """While its writer lives, and after it died without closing it."""
+    path = tmp_path / "scan.h5"
+    command = [sys.executable, "-c", WRITER, str(path), mode]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"written\n"
+        with pytest.raises(FrameError, match="must be complete, got a file that is still being written; wait"):
+            read(path)
+    with pytest.raises(FrameError, match="h5clear"):
+        read(path)
+
+
+def test_memory_does_not_grow_with_the_frames(tmp_path: Path) -> None:
+    """Of 300 frames of 0.5 MB, only the cuts are held, and a few whole frames in double precision."""
+    values = np.tile(np.pad(frames(1), ((0, 0), (200, 240), (200, 248))), (300, 1, 1))
+    path = write(tmp_path / "scan.h5", values)
+    config = ScanConfig(file=str(path), map_shape=(15, 20), centre=(233, 220), gaps=False)
+    whole = values[0].size
+    tracemalloc.start()
+    read_scan(path, config, CUT)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * whole + 8 * 300 * 120 < values.nbytes / 4
+
+
+TOLD = {
+    "monochromator/energy": (9000.0, "eV"),
+    "detector/distance": (0.5, "m"),
+    "detector/x_pixel_size": (55, "um"),
+    "detector/two_theta": (np.radians(20), "rad"),
+}
+
+
+def tell(path: Path, name: str, value: float, unit: str, note: str = "") -> None:
+    """Write a quantity of the instrument as NeXus has it."""
+    with h5py.File(path, "a") as file:
+        group = file.require_group("entry/instrument")
+        if name in group:
+            del group[name]
+        group[name] = value
+        group[name].attrs["units"] = unit
+        if note:
+            group[name].attrs["note"] = note
+
+
+def as_told() -> tuple[NanobeamConfig, FilmConfig]:
+    """Beam and film of TOLD with pixels of 2 x 2; the second order's lattice parameter is from Bragg's law."""
+    beam = NanobeamConfig(energy_kev=9.0, distance_mm=500.0, pixel_mm=0.11)
+    lattice = 2 * (constants.h * constants.c / constants.e) / 9000 / (2 * np.sin(np.radians(10))) * 1e9
+    return beam, FilmConfig(lattice_nm=lattice, order=2)
+
+
+def test_the_geometry_is_the_study_s_as_the_file_says(tmp_path: Path) -> None:
+    path = write(tmp_path / "scan.h5", frames(), scan_shape=POINTS)
+    config = ScanConfig(file=str(path), binning=2)
+    names = {"energy_kev", "distance_mm", "pixel_mm", "two_theta_deg"}
+    # a file that tells nothing contradicts nothing
+    assert check_geometry(path, config, NanobeamConfig(), FilmConfig()) == dict.fromkeys(names, "config")
+    for name, (value, unit) in TOLD.items():
+        tell(path, name, value, unit)
+    assert check_geometry(path, config, *as_told()) == dict.fromkeys(names, "config, as the file says")
+    tell(path, "monochromator/energy", 9.0, "keV", "ASSUMED")
+    origin = check_geometry(f"{path}::/entry/data/data", config, *as_told())
+    assert origin["energy_kev"] == "config, as the file says: ASSUMED"
+    folder = tmp_path / "edf"
+    folder.mkdir()
+    EdfImage(frames(1)[0]).write(str(folder / "frame.edf"))
+    assert check_geometry(folder, config, NanobeamConfig(), FilmConfig()) == dict.fromkeys(names, "config")
+
+
+@pytest.mark.parametrize("factor", [0.98, 0.995, 1.005, 1.02])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("energy_kev", r"beam.energy_kev of scan .* must be 9 as the file says, within 1%, got .*; set it to 9,"),
+        ("distance_mm", r"beam.distance_mm of scan .* must be 500 as the file says"),
+        ("pixel_mm", r"beam.pixel_mm of scan .* must be 0.11 as the file says \(0.055 mm times binning 2\)"),
+        ("lattice_nm", r"\(two_theta_deg\) of beam and film of scan .* must be 20 as .* set film.lattice_nm to 0.793"),
+    ],
+)
+def test_a_file_of_another_geometry_is_refused(tmp_path: Path, name: str, message: str, factor: float) -> None:
+    """By 2 %, and not by half a percent. At another energy the peak lies elsewhere as well: the lattice goes along."""
+    path = write(tmp_path / "scan.h5", frames(), scan_shape=POINTS)
+    for where, (value, unit) in TOLD.items():
+        tell(path, where, value, unit)
+    beam, film = as_told()
+    if name != "lattice_nm":
+        beam = beam.model_copy(update={name: getattr(beam, name) * factor})
+    if name in ("lattice_nm", "energy_kev"):
+        power = 1 if name == "lattice_nm" else -1
+        film = film.model_copy(update={"lattice_nm": film.lattice_nm * factor**power})
+    config = ScanConfig(file=str(path), binning=2)
+    if abs(factor - 1) < 0.01:
+        assert set(check_geometry(path, config, beam, film).values()) == {"config, as the file says"}
+        return
+    with pytest.raises(ConfigError, match=message) as found:
+        check_geometry(path, config, beam, film)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "unit", "message"),
+    [
+        ("detector/distance", 0.5, "feet", r"distance_mm of scan .* must have one of the units m, .*got 'feet'"),
+        ("detector/distance", -0.5, "m", r"distance_mm of scan .* must be finite and above 0, got -0.5 m"),
+        ("detector/x_pixel_size", np.nan, "m", r"pixel_mm of scan .* must be finite and above 0, got nan m"),
+        ("monochromator/energy", np.inf, "keV", r"energy_kev of scan .* must be finite and above 0, got inf kev"),
+        ("detector/two_theta", 720.0, "deg", r"two_theta_deg of scan .* must be finite and above 0 and below 180 deg"),
+    ],
+)
+def test_a_file_of_no_use_is_refused(tmp_path: Path, name: str, value: float, unit: str, message: str) -> None:
+    path = write(tmp_path / "scan.h5", frames(), scan_shape=POINTS)
+    for where, told in TOLD.items():
+        tell(path, where, *told)
+    tell(path, name, value, unit)
+    with pytest.raises(ConfigError, match=message):
+        check_geometry(path, ScanConfig(file=str(path)), *as_told())
+
+
+def test_a_reflection_out_of_reach_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "scan.h5", frames(), scan_shape=POINTS)
+    beam, film = as_told()
+    with pytest.raises(ConfigError, match=r"film.lattice_nm must be above 0.1377\d* nm for order 2 at 9 keV, got 0.1"):
+        check_geometry(path, ScanConfig(file=str(path)), beam, film.model_copy(update={"lattice_nm": 0.1}))
+
+
+@pytest.mark.parametrize("defocus_um", [30.0, 60.0, None])
+def test_a_beam_out_of_focus_is_recognised(defocus_um: float | None) -> None:
+    """A point's spot lies where the ray through it meets the detector; without defocus, anywhere."""
+    beam = NanobeamConfig()
+    row, column = (each.ravel() for each in np.indices((12, 12)))
+    x, y = 0.03 * column, 0.03 * row
+    pixels = beam.distance_mm / beam.pixel_mm
+    spots = np.stack([x - x.mean(), y - y.mean()], 1) * pixels / (defocus_um or np.inf) + 31.5
+    if defocus_um is None:
+        spots += np.random.default_rng(0).normal(0, 5, spots.shape)
+    place = np.arange(64)
+    profiles = np.exp(-((spots[..., None] - place) ** 2) / 8)
+    counts = 100 * profiles[:, 0, :, None] * profiles[:, 1, None, :]
+    scan = xr.Dataset(
+        {"counts": (("point", "z", "y"), counts)},
+        coords={"z": place + 0.5, "y": place + 0.5, "x_um": ("point", x), "y_um": ("point", y)},
+    )
+    found = apparent_tilt(scan, beam)
+    assert found is not None
+    if defocus_um is None:
+        assert found["explained"] < 0.2
+    else:
+        assert found["explained"] > 0.99
+        assert found["defocus_um"] == pytest.approx(defocus_um, rel=0.02)
+    assert apparent_tilt(scan.drop_vars("x_um"), beam) is None
+    assert apparent_tilt(scan.isel(point=slice(0, 12)), beam) is None  # one line
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"map_shape": (0, 3)}, "at least 1 row"),
+        ({"step_um": (0.1, 0.0)}, "above 0"),
+        ({"centre": (-1, 3)}, "negative"),
+        ({"file": ""}, "at least 1 character"),
+        ({"exit_angle": "north"}, "up"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScanConfig(**({"file": "scan.h5"} | options))
+
+
+BEAM = NanobeamConfig(shape=(36, 36), pixel_mm=0.195)
+TRUTH = {
+    "strain": 1e-3, "omega_deg": 0.02, "chi_deg": -0.03, "film_thickness_nm": 14.0, "peak_width": 0.8,
+    "outer_zone_nm": 17.0, "stop_um": 70.0,
+}  # fmt: skip
+
+
+def mean_frame(seed: int, n: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of n frames of a film, and a mask with a gap."""
+    beam = BEAM.model_copy(update={"outer_zone_nm": TRUTH["outer_zone_nm"], "stop_um": TRUTH["stop_um"]})
+    at = kinematics(beam, FilmConfig(peak_width=TRUTH["peak_width"]), dtype=torch.float64)
+    frame = intensities(at, torch.tensor([list(TRUTH.values())[:4]], dtype=torch.float64))[0].numpy()
+    mask = np.ones(frame.shape, bool)
+    mask[:, 20] = False
+    return np.random.default_rng(seed).poisson((2 * frame / frame.max() + 0.05) * n) / n, mask
+
+
+def test_geometry_is_estimated_within_its_errors() -> None:
+    """All seven parameters over 6 mean frames: squares of the deviations in units of the errors, as chi-square has them."""
+    pulls = []
+    for seed in range(6):
+        frame, mask = mean_frame(seed)
+        found = estimate_geometry(frame, BEAM, FilmConfig(), mask, tuple(TRUTH), frames=200)
+        assert found.misfit == pytest.approx(1, abs=0.15)
+        pulls.append([(found.values[name] - truth) / found.sd[name] for name, truth in TRUTH.items()])
+    chi_square = float(np.square(pulls).sum())
+    assert 42 - 4 * np.sqrt(84) < chi_square < 42 + 4 * np.sqrt(84)
+
+
+def test_a_frame_that_is_no_film_shows_a_misfit() -> None:
+    frame, mask = mean_frame(0)
+    sheared = np.stack([np.roll(row, number // 3) for number, row in enumerate(frame)])
+    right, wrong = (estimate_geometry(each, BEAM, FilmConfig(), mask, tuple(TRUTH), 200) for each in (frame, sheared))
+    assert wrong.misfit > 10 * right.misfit
+    assert wrong.sd["chi_deg"] > right.sd["chi_deg"]
+
+
+def test_what_a_frame_hardly_tells_apart_is_named() -> None:
+    """A peak wider than the ring: radii and width all make the same spot."""
+    at = kinematics(BEAM, FilmConfig(peak_width=6.0), dtype=torch.float64)
+    frame = intensities(at, torch.tensor([[0, 0, 0, 11.7]], dtype=torch.float64))[0].numpy()
+    noisy = np.random.default_rng(0).poisson(50 * frame / frame.max() + 1).astype(float)
+    mask = np.ones(frame.shape, bool)
+    found = estimate_geometry(noisy, BEAM, FilmConfig(peak_width=6.0), mask, ("peak_width", "outer_zone_nm", "stop_um"))
+    assert found.degenerate
+    assert {name for pair in found.degenerate for name in pair[:2]} <= {"peak_width", "outer_zone_nm", "stop_um"}
+
+
+@pytest.mark.parametrize(
+    ("free", "message"),
+    [
+        (("energy_kev",), "energy_kev must be told by a frame, got degenerate with outer_zone_nm"),
+        (("lattice_nm",), "degenerate with strain"),
+        (("colour",), "must be one of strain"),
+        ((), "at least one"),
+        (("strain", "strain"), "each once"),
+    ],
+)
+def test_what_no_frame_tells_is_refused(free: tuple[str, ...], message: str) -> None:
+    frame, mask = mean_frame(0)
+    with pytest.raises(ConfigError, match=message):
+        estimate_geometry(frame, BEAM, FilmConfig(), mask, free)
+
+
+def test_mean_frames_without_use_are_refused() -> None:
+    frame, mask = mean_frame(0)
+    for bad, valid in ((frame[:9], mask[:9]), (frame * 0, mask), (frame * np.nan, mask), (frame, mask & False)):
+        with pytest.raises(FrameError, match="mean frame must"):
+            estimate_geometry(bad, BEAM, FilmConfig(), valid)
