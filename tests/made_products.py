@@ -50,10 +50,10 @@ ESTIMATORS = {
 
 
 def run_config(name: str = "made", frames: bool = True) -> RunConfig:
-    """The demo's configuration under another name, with one real frame to infer."""
+    """The demo's multilayer study under another name, with one real frame to infer."""
     content = read_yaml(ROOT / "config" / "demo.yaml")
-    content["run"] = name
     study = content["studies"][STUDY]
+    content |= {"run": name, "studies": {STUDY: study}}
     study.setdefault("inference", {})["frames"] = (
         [{"name": "p03", "files": [FRAME], "instrument": "p03.yaml", "source": "DESY P03, MIT licence"}]
         if frames

@@ -12,11 +12,17 @@ from scatterflow.config.baselines import BaselinesConfig
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.loading import load_run
 from scatterflow.config.model import CvaeMafConfig
+from scatterflow.config.study import MultilayerConfig
 from scatterflow.config.training import TrainingConfig
 from scatterflow.units import energy_kev
 
 ROOT = Path(__file__).parents[2]
 DEMO, PAPER = ROOT / "config" / "demo.yaml", ROOT / "config" / "paper.yaml"
+
+
+def multilayers(path: Path) -> list[MultilayerConfig]:
+    """The studies of the paper's kind in a run."""
+    return [study for study in load_run(path).studies.values() if isinstance(study, MultilayerConfig)]
 
 
 def table_2(instrument: InstrumentConfig) -> dict[str, tuple[float, float]]:
@@ -44,7 +50,7 @@ def table_2(instrument: InstrumentConfig) -> dict[str, tuple[float, float]]:
 
 
 def test_table_2_is_the_default_and_what_the_runs_use() -> None:
-    studies = [study for path in (DEMO, PAPER) for study in load_run(path).studies.values()]
+    studies = [study for path in (DEMO, PAPER) for study in multilayers(path)]
     for instrument in (InstrumentConfig(), *[study.instrument for study in studies]):
         assert instrument.beam == "specular"
         wrong = {name: pair for name, pair in table_2(instrument).items() if pair[0] != pytest.approx(pair[1])}
@@ -75,7 +81,7 @@ TABLE_3_UNITS = {"delta": 1e-5, "beta": 1e-7}
 
 @pytest.mark.parametrize("path", [DEMO, PAPER])
 def test_table_3_are_the_ranges_of_the_runs(path: Path) -> None:
-    for study in load_run(path).studies.values():
+    for study in multilayers(path):
         for material, ranges in TABLE_3.items():
             ours = study.sample.materials[material].model_dump()
             assert set(ours) == set(ranges), "six parameters per layer"
@@ -86,7 +92,7 @@ def test_table_3_are_the_ranges_of_the_runs(path: Path) -> None:
 
 def test_section_3_are_the_studies_of_the_paper_run() -> None:
     """TaO-Ta-Cu3N..., 1e5 images for 3, 5 and 7 layers; TaO - 5 x (Ta - Cu3N) - Ta, 6e5 images; A.2: the splits."""
-    studies = load_run(PAPER).studies.values()
+    studies = multilayers(PAPER)
     tower = ["TaO", *["Ta", "Cu3N"] * 5, "Ta"]
     sizes = {len(study.sample.layers): study.simulate.simulations for study in studies}
     assert sizes == {3: 10**5, 5: 10**5, 7: 10**5, 12: 6 * 10**5}
@@ -109,7 +115,7 @@ EXPERT = {
 
 @pytest.mark.parametrize("path", [DEMO, PAPER])
 def test_the_experts_values_are_those_of_the_experiment(path: Path) -> None:
-    for study in load_run(path).studies.values():
+    for study in multilayers(path):
         for index, layer in enumerate(study.sample.expert):
             key = "first Ta" if index == 1 else layer.material
             assert (layer.delta, layer.beta, layer.thickness_nm, layer.roughness_nm) == EXPERT[key]
@@ -132,14 +138,14 @@ def test_a2_is_the_default_training() -> None:
         assert (phase.epochs, phase.decay_every, phase.decay_factor) == (epochs, every, 0.1)
         assert (phase.learning_rate, phase.weight_decay, phase.batch_size) == (1e-3, 1e-2, 32)
         assert phase.budget_s is None
-    for study in load_run(PAPER).studies.values():
+    for study in multilayers(PAPER):
         assert {name: model.training for name, model in study.models.items()} == dict.fromkeys(study.models, training)
 
 
 @pytest.mark.parametrize("path", [DEMO, PAPER])
 def test_a5_is_the_profile_of_the_runs(path: Path) -> None:
     """30 central columns around the specular beam, two parts around the beam stop, 359 values."""
-    for study in load_run(path).studies.values():
+    for study in multilayers(path):
         view, beam = study.instrument.views["profile"], study.instrument.beam_y_px
         assert view.columns[1] - view.columns[0] == 30
         assert sum(view.columns) / 2 == beam

@@ -156,7 +156,8 @@ def verdict(found: Mapping[str, Any]) -> Verdict | None:
     """The study's headline from its figures of merit; None where there are none.
 
     It can be trusted if some estimator comes within `mapverdict.GOOD` times the Cramer-Rao bound for every parameter of the
-    headline scan, fails nowhere, and its intervals hold the truth as often as they say.
+    headline scan, fails nowhere, and its intervals hold the truth as often as they say; and if the film model describes
+    every measured scan.
     """
     headline = found.get("headline")
     if headline is None:
@@ -170,7 +171,8 @@ def verdict(found: Mapping[str, Any]) -> Verdict | None:
         mapverdict.failing_sentence(scan["merit"]),
         mapverdict.seeds_lead(found.get("seeds", [])),
     ]
-    return Verdict(ok=good is not None, sentences=[sentence for sentence in sentences if sentence])
+    described = all(entry["goodness"]["verdict"]["status"] == "ok" for entry in found["scans"].values())
+    return Verdict(ok=good is not None and described, sentences=[sentence for sentence in sentences if sentence])
 
 
 def tiles(found: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -61,8 +61,9 @@ def _read(path: Path, stage: str) -> xr.Dataset:
 
 
 def _joined(inferred: xr.Dataset, baseline: xr.Dataset) -> xr.Dataset:
-    """The maps of all estimators of a scan in one dataset."""
+    """The maps of all estimators of a scan in one dataset; the frames that are shown are rebuilt by the first baseline."""
     both = [part[list(_JOINED)] for part in (inferred, baseline)]
     joined = xr.concat(both, dim="estimator", join="exact", combine_attrs="drop")
-    result = inferred.drop_vars([*_JOINED, "estimator"]).merge(joined)
-    return result.assign_attrs(inferred.attrs)
+    result = baseline.drop_vars([*_JOINED, "estimator"]).merge(joined)
+    # how the parts were stored says too little of the whole: texts would be cut to the length of the first part's
+    return result.assign_attrs(baseline.attrs).drop_encoding()
