@@ -64,7 +64,7 @@ def test_broken_frames_say_why_and_the_others_are_answered(watched: Watched, fol
     save(folder / "good_3.tif", frame(3))
     for name, (make, _) in bad.items():
         make(folder / name)
-    summary = watched(folder, idle_s=0.5)
+    summary = watched(folder, idle_s=2.0)
     assert (summary.ok, summary.broken, summary.frames) == (2, len(bad), len(bad) + 2)
     told = watched.statuses()
     for name, (_, why) in bad.items():
@@ -114,12 +114,12 @@ def test_order_is_kept_and_what_comes_behind_its_successors_is_late(watched: Wat
     def measure() -> None:
         for i in (0, 1, 3, 2, 4, 5, 7, 9):  # 2 in time, since 3 waits for it
             save(folder / f"img_{i:04d}.tif", frame(i))
-        time.sleep(0.8)
+        time.sleep(1.5)
         save(folder / "img_0006.tif", frame(6))
 
     thread = threading.Thread(target=measure)
     thread.start()
-    summary = watched(folder, idle_s=1.0, gap_s=0.4)
+    summary = watched(folder, idle_s=4.0, gap_s=0.4)
     thread.join()
     came = [(each["number"], each["status"], each["why"]) for each in watched.records()]
     in_time = [(i, "ok", "") for i in (0, 1, 2, 3, 4, 5, 7, 9)]
@@ -141,7 +141,7 @@ def test_a_folder_is_continued(watched: Watched, folder: Path) -> None:
         save(folder / f"img_{i}.tif", frame(i))
     watched(folder, frames=4)
     (folder / "img_0.tif").unlink()
-    summary = watched(folder, idle_s=0.3)
+    summary = watched(folder, idle_s=2.0)
     assert (summary.continued, summary.frames) == (4, 2)
     assert [each["number"] for each in watched.records()] == list(range(6))
 

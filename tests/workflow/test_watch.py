@@ -73,7 +73,7 @@ def test_one_line_per_frame_while_they_are_written(measurement: Watching) -> Non
 
 
 def test_a_writer_that_dies_is_one_line_and_status_2(measurement: Watching) -> None:
-    with measurement.start("--idle-s", "2", "--json") as watching, writer(measurement.source, [*range(50), "kill"]):
+    with measurement.start("--idle-s", "8", "--json") as watching, writer(measurement.source, [*range(50), "kill"]):
         out, err = watching.communicate(timeout=120)
     assert watching.returncode == 2
     assert "Traceback" not in err
@@ -124,7 +124,7 @@ def test_frames_without_an_answer_are_status_2(measurement: Watching, tmp_path: 
     fabio.tifimage.TifImage(data=frame(0)).write(measurement.source / "img_0.tif")
     (measurement.source / "img_1.tif").write_bytes(b"II*\0")
     fabio.tifimage.TifImage(data=frame(2)).write(measurement.source / "img_2.tif")
-    with measurement.start("--idle-s", "0.5") as watching:
+    with measurement.start("--idle-s", "2") as watching:
         out, err = watching.communicate(timeout=60)
     assert watching.returncode == 2
     assert [line.split(",")[0] for line in out.splitlines()] == ["img_0.tif: ok", "img_1.tif: broken", "img_2.tif: ok"]
