@@ -197,7 +197,11 @@ class _Growing:
             return False
         try:
             self.data.id.read_direct_chunk((index, 0, 0))  # get_chunk_info walks through all chunks: slower
-        except (RuntimeError, OSError):  # what h5py raises where nothing is allocated
+        except (
+            RuntimeError,
+            OSError,
+            MemoryError,
+        ):  # where nothing is allocated; now and then its size is read as garbage
             return False
         return True
 
