@@ -21,6 +21,7 @@ from scatterflow.units import UNITS
 
 VIEW = "frame"
 ENGINE = "kinematic"
+_DARK = 1e-12  # intensity of what is no light but the model's floor; a ring on the detector has 1 to 1000
 PARAMETERS = ("strain", "omega_deg", "chi_deg", "film_thickness_nm")
 SIMULATION_MODULES = (
     "scatterflow.forward.nanodiffraction",
@@ -103,23 +104,17 @@ class NanodiffractionStudy(Study):
 
         `at` takes the place of `kinematics`, for another film. Raises SimulationError for a frame without any light.
         """
-        import torch  # only needed here
+        from scatterflow.forward.nanodiffraction import patterns  # torch is only needed here
 
-        from scatterflow.forward.nanodiffraction import intensities
-
-        at = at or self.kinematics
-        frames = [intensities(at, torch.from_numpy(part)) for part in np.array_split(theta, -(-len(theta) // 64))]
-        pattern = torch.cat(frames) if frames else torch.empty((0, *self.config.beam.shape))
-        pattern.clamp_min_(0)  # in the ring's shadow the difference of two discs is zero up to the quadrature's error
-        highest = pattern.amax((1, 2), keepdim=True)
-        dark = np.flatnonzero(~(highest.flatten().numpy() > 0))
+        shown = patterns(at or self.kinematics, theta)
+        highest = shown.max(axis=(1, 2), keepdims=True, initial=0)
+        dark = np.flatnonzero(highest < _DARK)
         if len(dark):
             got = dict(zip(self.prior.names, theta[dark[0]].tolist(), strict=True))
             raise SimulationError(
                 f"row {dark[0]}: {got}", "must throw light on the detector", remedy="narrow the prior"
             )
-        scaled: NDArray[np.float32] = (pattern * (self.config.forward.max_counts / highest)).numpy()
-        return scaled
+        return np.asarray(shown * (self.config.forward.max_counts / highest), dtype=np.float32)
 
     @cached_property
     def kinematics(self) -> Any:

@@ -102,6 +102,8 @@ def test_a_frame_without_light_is_named() -> None:
         ({"prior": {"strain": [0.1, -0.1]}}, ("prior", "ascending")),
         ({"sweep": {"model": "lean", "space": {"hidden": [1, 2]}}}, ("sweep", "leave it out")),
         ({"instrument": {}}, ("instrument", "unknown")),
+        ({"test_scans": [{"name": "a"}, {"name": "a"}]}, ("test_scans", "twice")),
+        ({"models": {"centroid": {"network": "lean"}}}, ("centroid", "taken")),
         ({"prior": {"sampling": "grid", "film_thickness_nm": [1, 2]}}, ("film_thickness_nm", "random")),
     ],
 )

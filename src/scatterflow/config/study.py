@@ -143,6 +143,16 @@ class NanodiffractionConfig(StudyConfig):
         return self
 
     @model_validator(mode="after")
+    def _names(self) -> Self:
+        scans = [scan.name for scan in self.test_scans] + [scan.name for scan in self.scans]
+        twice = sorted({name for name in scans if scans.count(name) > 1})
+        if twice:
+            raise ValueError(f"test_scans and scans: the name {twice[0]!r} is given twice; choose another")
+        if "centroid" in self.models:
+            raise ValueError("models: the name 'centroid' is taken by a baseline; choose another")
+        return self
+
+    @model_validator(mode="after")
     def _thickness(self) -> Self:
         if self.prior.sampling == "grid" and self.prior.film_thickness_nm is not None:
             raise ValueError("prior.film_thickness_nm: the library has three parameters; use sampling: random")

@@ -21,6 +21,7 @@ from math import asin, ceil, cos, pi, sin, sqrt
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
@@ -107,6 +108,24 @@ def intensities(at: Kinematics, theta: Tensor) -> Tensor:
     """
     along, across = factors(at, theta)
     return along @ across.transpose(1, 2)
+
+
+def patterns(at: Kinematics, theta: NDArray[np.float64]) -> NDArray[np.float32]:
+    """`intensities` (frame, z, y) of `theta` (frame, parameter) as an array, never negative, 64 frames at a time.
+
+    By one thread: the same bits everywhere, and those who want more cores start processes.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        result = np.empty((len(theta), at.qx.shape[0], at.qy.shape[0]), dtype=np.float32)
+        for first in range(0, len(theta), 64):
+            part = slice(first, first + 64)
+            # in the ring's shadow the difference of two discs is zero up to the quadrature's error
+            result[part] = intensities(at, torch.as_tensor(theta[part])).clamp_min(0).cpu().numpy()
+    finally:
+        torch.set_num_threads(threads)
+    return result
 
 
 def factors(at: Kinematics, theta: Tensor) -> tuple[Tensor, Tensor]:

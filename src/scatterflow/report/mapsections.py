@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from scatterflow.report import maptables
 from scatterflow.report.figures import maps as drawing
 from scatterflow.report.gallery import Gallery, Picture, Section
 from scatterflow.report.mapwords import count, joined, scaled, sized, upper
-from scatterflow.report.numbers import significant
+from scatterflow.report.numbers import percent, significant
 from scatterflow.report.style import Style
 
 Array = NDArray[np.float64]
@@ -94,7 +95,24 @@ def maps_section(name: str, scan: xr.Dataset, gallery: Gallery, seed: int) -> Se
     counts = "; ".join(f"{number:,} of {use.size:,} {status}" for status, number in _status(scan).items())
     source = f" Source: {scan.attrs['source']}." if scan.attrs.get("source") else ""
     origin = f"Simulated, seed {seed}" if known else "Measured"
-    return Section(f"maps-{name}", f"Maps: {title}", f"{origin}, {size}: {counts}.{source}", pictures)
+    lead = f"{origin}, {size}: {counts}.{source}{_geometry(scan)}"
+    return Section(f"maps-{name}", f"Maps: {title}", lead, pictures)
+
+
+def _geometry(scan: xr.Dataset) -> str:
+    """What is assumed of a measured scan's geometry, and how much of its tilts may be the beam's own divergence."""
+    words = []
+    remarks = json.loads(str(scan.attrs.get("geometry", "{}")))
+    assumed = [f"{key} ({told})" for key, told in remarks.items() if "assumed" in str(told).lower()]
+    if assumed:
+        words.append(f"Assumed: {', '.join(assumed)}.")
+    if "defocus_um" in scan.attrs:
+        words.append(
+            f"{percent(float(scan.attrs['defocus_explained']))} of the spot's movement is linear in the position, as if "
+            f"the sample stood {significant(abs(float(scan.attrs['defocus_um'])), 2)} µm out of focus: "
+            "that part of the tilts may be the beam's divergence."
+        )
+    return "".join(f" {word}" for word in words)
 
 
 def _status(scan: xr.Dataset) -> dict[str, int]:
