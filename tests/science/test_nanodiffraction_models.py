@@ -177,7 +177,7 @@ def test_donut_learns_without_labels(training_rows: Labelled) -> None:
     truth = BOX.to_unit(torch.from_numpy(training_rows.theta[:32]))
     optimizer = torch.optim.AdamW(donut.parameters(), lr=1e-3)
     before = float(donut.loss(frames).mean().detach())
-    for _ in range(40):
+    for _ in range(80):
         optimizer.zero_grad()
         loss = donut.loss(frames).mean()
         loss.backward()
