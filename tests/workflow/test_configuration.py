@@ -17,9 +17,10 @@ OF_EACH_STUDY = (
 
 
 def expected_jobs(path: Path) -> dict[str, int]:
-    """Jobs of a run from nothing: one per study and stage, one per model, one report."""
+    """Jobs of a run from nothing: one per study and stage, one per model, one report; engines where there are two."""
     studies = yaml.safe_load(path.read_text())["studies"]
     jobs = dict.fromkeys(OF_EACH_STUDY, len(studies))
+    jobs["compare_engines"] = sum(study["kind"] == "multilayer" for study in studies.values())
     return jobs | {"train_model": sum(len(study["models"]) for study in studies.values()), "write_report": 1}
 
 
