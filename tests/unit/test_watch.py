@@ -166,12 +166,13 @@ def test_a_refreshed_bundle_is_used_from_a_batch_on_and_a_bad_one_never(watched:
         (lambda: write_bundle(watched.bundle, offset=1.0), "answers from now on"),
         (lambda: (watched.bundle / "bundle.json").unlink() or write_bundle(watched.bundle, offset=2.0), "from now on"),
     ]
-    answered_after: list[int] = []  # number of answers when a step was done
+    done = 0  # steps
+    told_after: dict[int, int] = {}  # number of answers when the words on a step were there; batches after it obey
 
     def heard(lines: int) -> None:
+        nonlocal done
         told = [line for line in watched.said if line.startswith(("bundle ", "the new bundle "))]
-        done = len(answered_after)
-        if done and (len(told) < done or lines < answered_after[-1] + 20):
+        if done and (len(told) < done or lines < told_after.setdefault(done, lines) + 20):
             return
         if done:
             assert steps[done - 1][1] in told[done - 1]
@@ -179,7 +180,7 @@ def test_a_refreshed_bundle_is_used_from_a_batch_on_and_a_bad_one_never(watched:
             signal.raise_signal(signal.SIGTERM)
         else:
             steps[done][0]()
-            answered_after.append(lines)
+            done += 1
 
     watched.heard = heard
     with writer(tmp_path / "scan.h5", range(20_000), rate=400) as process:
