@@ -185,25 +185,27 @@ def test_most_of_what_looks_like_tilt_is_the_beam_out_of_focus(scan: xr.Dataset,
 
 
 def test_likelihood_and_centroid_agree_on_both_tilts(path: Path, beam: NanobeamConfig, film: FilmConfig) -> None:
-    """Inside the particle, two methods see the same movement; along z not as well as wanted (0.8).
+    """Inside the particle, two methods see the same movement, of the highest summit that many starts lead to.
 
-    The particle is no film: a frame's likelihood has several summits there, and which one is found depends on the start,
-    so r along z lies between 0.4 and 0.9 for starts that simulated frames do not tell apart. No independent evidence: side
-    of the exit angle, zone plate (20 nm), thickness (45 nm) and width (6 pixels) were chosen on these same frames, with
-    this agreement as a criterion. The test keeps what was found then from getting lost.
+    Strains are those of the published library, half a percent: that is about what a crystal bears. Given more room, strain
+    takes over what the peak moves along z, and r there falls to 0.75 (3 % of strain). No independent evidence: side of the
+    exit angle, zone plate (20 nm), thickness (45 nm) and width (6 pixels) were chosen on these same frames, with this
+    agreement as a criterion. The test keeps what was found then from getting lost.
     """
     found = read_scan(path, ScanConfig(file=str(path), binning=3, exit_angle="right"))
     totals = found["counts"].sum(("z", "y"))
     inside = found.isel(point=np.flatnonzero(totals > (totals.min() + totals.max()) / 4))
-    box = np.array([(-0.03, 0.03), (-1.0, 1.0), (-1.2, 1.2)]).T
-    fit = likelihood.fit(
-        inside["counts"].values, kinematics(beam, film), box, mask=inside["mask"].values, background=True
-    )
+    box = np.array([(-0.005, 0.005), (-1.2, 1.2), (-1.2, 1.2)]).T
+    at, mask = kinematics(beam, film), inside["mask"].values
+    counts = inside["counts"].values
+    fits = [likelihood.fit(counts, at, box, mask=mask, background=True, starts=number) for number in (3, 7)]
+    assert fits[0].deviance.mean() < fits[1].deviance.mean() + 0.002  # three starts find what all do
+    fit = fits[0]
     sums = inside["counts"].sum(("z", "y"))
-    for number, axis, least in ((1, "z", 0.4), (2, "y", 0.8)):
+    for number, axis in ((1, "z"), (2, "y")):
         centroid = (inside["counts"] * inside[axis]).sum(("z", "y")) / sums
         r = float(np.corrcoef(fit.theta[:, number], centroid)[0, 1])
         print(f"real scan: likelihood and centroid along {axis} over {len(sums)} points: r = {r:.2f}")
-        assert abs(r) >= least
+        assert abs(r) >= 0.8
     print(f"real scan: deviance of the film model {np.median(fit.deviance):.2f} (1: it fits)")
     assert np.median(fit.deviance) > 1.2  # no film, and it says so

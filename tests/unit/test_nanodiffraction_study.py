@@ -70,6 +70,25 @@ def test_thickness_is_a_parameter_where_it_has_a_range() -> None:
     assert np.abs(thin - thick).max() > 0.05
 
 
+def test_the_library_of_the_predecessor_is_simulated(tmp_path: Path) -> None:
+    """A box on a ring of points, and the exit angle by its sine: all but the likelihood does without slopes."""
+    changes = {
+        "beam": {"shape": [32, 32], "pixel_mm": 0.22, "exit_angle_rule": "sine"},
+        "film": {"peak_shape": "box", "peak_width": 0.675},
+        "forward": {"ring_upsampling": 2},
+        "baselines": {"methods": ["correlation", "centroid"], "library": 11},
+        "models": {"nanobeam": {"network": "nanobeam"}},
+        "test_scans": [],
+    }
+    one = load_study(written(tmp_path, **changes), "film")
+    counts = one.simulate(one.prior.sample(4))["frame"].values
+    np.testing.assert_allclose(counts.max((1, 2)), 7, rtol=1e-6)
+    whole = study(**{"film.peak_shape": "box", "film.peak_width": 0.675})
+    integrated = whole.simulate(whole.prior.sample(4))["frame"].values
+    assert 0.95 < np.corrcoef(counts.ravel(), integrated.ravel())[0, 1] < 0.9999
+    assert one.simulation_identity() != whole.simulation_identity() != study().simulation_identity()
+
+
 @pytest.mark.parametrize(
     ("override", "simulations", "features"),
     [
@@ -105,6 +124,9 @@ def test_a_frame_without_light_is_named() -> None:
         ({"test_scans": [{"name": "a"}, {"name": "a"}]}, ("test_scans", "twice")),
         ({"models": {"centroid": {"network": "lean"}}}, ("centroid", "taken")),
         ({"prior": {"sampling": "grid", "film_thickness_nm": [1, 2]}}, ("film_thickness_nm", "random")),
+        ({"film": {"peak_shape": "bell"}}, ("film.peak_shape", "box")),
+        ({"beam": {"exit_angle_rule": "sine", "shape": [64, 8], "distance_mm": 3}}, ("exit_angle_rule", "distance_mm")),
+        ({"film": {"peak_shape": "box"}, "forward": {"ring_upsampling": 2}}, ("film.peak_shape", "test_scans")),
     ],
 )
 def test_mistakes_are_named_in_one_line(tmp_path: Path, changes: dict[str, Any], words: tuple[str, ...]) -> None:

@@ -30,6 +30,7 @@ from scatterflow.baselines.scoring import (
     BATCH,
     Model,
     Point,
+    dark,
     deviations,
     evaluate,
     fisher_information,
@@ -37,7 +38,7 @@ from scatterflow.baselines.scoring import (
     raised,
 )
 from scatterflow.errors import ConfigError, FrameError
-from scatterflow.forward.nanodiffraction import Kinematics, intensities
+from scatterflow.forward.nanodiffraction import Kinematics, intensities, thinned
 from scatterflow.forward.nanodiffraction_slopes import slopes
 
 Array = NDArray[np.float64]
@@ -45,12 +46,14 @@ Flags = NDArray[np.bool_]
 BLURS = ((0.8, 1e-2), (0.3, 1e-3), (0.0, 1e-5))  # least width of the peak [pixel]; floor in units of the maximum
 GRID = (21, 21, 41)  # strain, omega, chi of the start
 BLOCKS = 7  # of omega, a divisor of its number
+_WIDE = 0.29  # least width for a third of the nodes: a bias of 0.02 standard deviations
+_DARK = -1e3  # log-likelihood per count of a start without light
 START = 0.3  # width there: the fringes of a thick film must remain
 START_FLOOR = {False: 1e-2, True: 0.1}  # without and with a background, which is not yet fitted there
 STEPS = 30  # per blur, at most
 PER_PERIOD = 24  # values of chi from point to point of a ring of points
 SAME = 1e-3  # of the log-likelihood: what float32 leaves uncertain, 0.04 of a standard deviation at the summit
-CLOSE = (0.3, 0.1, 0.01)  # of the standard deviation: a step this short ends a blur
+CLOSE = (0.3, 0.3, 0.1)  # of the standard deviation: after a step this short the next would be its square
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,15 @@ def fit(
     start: Array | None = None,
     mask: Flags | None = None,
     background: bool = False,
+    starts: int = 1,
 ) -> Fit:
     """Fit counts `frames` (frame, z, y) within `box` (2, parameter), whose width says whether thickness is free.
 
     start : (frame, parameter) of another estimator; None: the best of a grid over the box.
     mask : (z, y), True = valid; None: all are.
     background : fit a constant one, too.
+    starts : parts of the box, along omega, in which the likelihood is climbed in its coarsest form; the highest summit
+        is followed. One will do for frames that the model describes, at most `BLOCKS` for others. Not with `start`.
 
     Takes 64 MB beside the frames and 20 numbers per frame. Raises FrameError for counts that are not finite and
     non-negative, ConfigError for a box, start or mask of the wrong shape.
@@ -91,7 +97,7 @@ def fit(
     counts, valid, box = _checked(frames, at, box, mask)
     low, width = torch.as_tensor(box[0]), torch.as_tensor(box[1] - box[0])
     if start is None:
-        start = starting_values(frames, at, box, mask, background)
+        start = _summits(counts, at, box, valid, background, starts)
     if start.shape != (len(counts), box.shape[1]) or not np.isfinite(start).all():
         raise ConfigError("start of a fit", f"must be finite, of shape {(len(counts), box.shape[1])}", start.shape)
     unit = ((torch.as_tensor(start) - low) / width).clamp(0, 1)
@@ -182,7 +188,7 @@ def bound(theta: Array, at: Kinematics, max_counts: float, background: float | N
     for first in range(0, len(theta), BATCH):
         part = torch.as_tensor(theta[first : first + BATCH])
         image, slope = slopes(at, part)
-        image = raised(image, BLURS[-1][1])
+        image = raised(image, BLURS[-1][1], 0.0)
         amplitude = max_counts / image.amax((1, 2))
         slope = slope * torch.as_tensor(unit, dtype=slope.dtype)[:, None, None]
         level = None if background is None else torch.full_like(amplitude, background)
@@ -194,26 +200,52 @@ def bound(theta: Array, at: Kinematics, max_counts: float, background: float | N
 def starting_values(
     frames: NDArray[np.floating], at: Kinematics, box: Array, mask: Flags | None = None, background: bool = False
 ) -> Array:
-    """Best of a grid over the box, (frame, parameter); thickness is the middle one.
+    """Best of a grid over the box, (frame, parameter); thickness is the middle one. Errors as in `fit`."""
+    counts, valid, box = _checked(frames, at, box, mask)
+    return _grid(counts, at, box, valid, background)[:, 0]
+
+
+def _summits(counts: Tensor, at: Kinematics, box: Array, valid: Tensor | None, background: bool, starts: int) -> Array:
+    """Where to start the fit (frame, parameter): the best of the grid, or the highest of what `starts` of it lead to."""
+    tried = _grid(counts, at, box, valid, background)[:, :starts]
+    lit = counts.sum((1, 2)) > 0
+    if starts == 1 or not lit.any():
+        return tried[:, 0]
+    low, width = torch.as_tensor(box[0]), torch.as_tensor(box[1] - box[0])
+    model = Model(_blurred(at, BLURS[0][0]), low, width, valid, BLURS[0][1], background)
+    reached, heights = torch.as_tensor(tried), torch.zeros(tried.shape[:2], dtype=torch.float64)
+    for number in range(tried.shape[1]):
+        unit = ((reached[lit, number] - low) / width).clamp(0, 1)
+        unit, _, point = _climb(model, counts[lit], unit, CLOSE[0])
+        reached[lit, number], heights[lit, number] = low + width * unit, point.height
+    highest: Array = reached[torch.arange(len(reached)), heights.argmax(1)].numpy()
+    return highest
+
+
+def _grid(counts: Tensor, at: Kinematics, box: Array, valid: Tensor | None, background: bool) -> Array:
+    """Best of each part of a grid over the box, the best part first: (frame, part, parameter).
 
     Compared by the likelihood with free amplitude, sum(n log p) with p of sum 1: chi by the sums of columns, strain and
     omega by those of rows, both by a matrix product. Rows do not tell well where the ring of a thick film lies, of which
     only a stripe is lit: the best of each of `BLOCKS` parts of omega are compared by whole frames.
     """
-    counts, valid, box = _checked(frames, at, box, mask)
     axes = [np.linspace(box[0, number], box[1, number], size) for number, size in enumerate(GRID)]
     blurred = _blurred(at, START)
+    least = dark(blurred)
 
     def shares(theta: Array, summed: tuple[int, ...]) -> Tensor:
-        parts = []
+        parts, lit = [], []
         for first in range(0, len(theta), BATCH):
-            image = raised(intensities(blurred, torch.as_tensor(theta[first : first + BATCH])), START_FLOOR[background])
+            image = intensities(blurred, torch.as_tensor(theta[first : first + BATCH]))
+            lit.append(image.amax((1, 2)) > least)
+            image = raised(image, START_FLOOR[background], least)
             image = image if valid is None else image * valid
             parts.append(image.sum(summed) if summed else image)
         found = (
             torch.cat(parts).flatten(1) + torch.finfo(torch.float32).tiny
         )  # where all is masked, there are no counts
-        return (found / found.sum(1, keepdim=True)).log()
+        # an image whose light falls beside the detector is flat, which is no reason to start there
+        return (found / found.sum(1, keepdim=True)).log() + torch.where(torch.cat(lit), 0.0, _DARK)[:, None]
 
     middle = box.mean(axis=0)
     theta = np.tile(middle, (GRID[2], 1))
@@ -226,10 +258,9 @@ def starting_values(
     places = heights.argmax(2).numpy() + np.arange(BLOCKS) * (len(grid) // BLOCKS)
     tried = theta[places]  # (frame, block, parameter)
     tried[..., 2] = chi[:, None]
-    result = np.empty((len(counts), box.shape[1]))
     for number, (each, seen) in enumerate(zip(tried, counts.flatten(1), strict=True)):  # a batch of its own each
-        result[number] = each[int((shares(each, ()) @ seen).argmax())]
-    return result
+        tried[number] = each[np.argsort(-(shares(each, ()) @ seen).numpy(), kind="stable")]
+    return np.asarray(tried)
 
 
 def _checked(
@@ -252,10 +283,11 @@ def _checked(
 
 
 def _blurred(at: Kinematics, pixels: float) -> Kinematics:
-    """The same with a peak that is no narrower than so many pixels."""
+    """The same with a peak that is no narrower than so many pixels; with fewer nodes where it needs fewer."""
     pixel = float(at.qy[1, 0] - at.qy[0, 0])  # [1/nm]
     blur = max(1.0, pixels * pixel / at.width)
-    return replace(at, width=at.width * blur, ring=at.ring if at.points else at.ring / blur)
+    wide = replace(at, width=at.width * blur, ring=at.ring if at.points else at.ring / blur)
+    return thinned(wide) if wide.width >= _WIDE * pixel else wide
 
 
 def _climb(model: Model, counts: Tensor, unit: Tensor, close: float) -> tuple[Tensor, Tensor, Point]:
@@ -298,7 +330,7 @@ def _averaged(model: Model, counts: Tensor, unit: Tensor) -> tuple[Tensor, Tenso
     for number in range(len(unit)):  # a batch of its own each: as many images as there are shifts
         tried = unit[number].repeat(len(shifts), 1)
         tried[:, 2] = (tried[:, 2] + shifts).clamp(0, 1)
-        image = raised(intensities(at, model.low + model.width * tried), model.floor)
+        image = model.image(intensities(at, model.low + model.width * tried))
         seen = counts[number].expand_as(image)
         amplitude, background = nuisances(model, seen, image)
         expected = amplitude[:, None, None] * image + background[:, None, None]
@@ -333,7 +365,7 @@ def _rebuilt(model: Model, counts: Tensor, unit: Tensor) -> Iterator[tuple[Tenso
     pixels = counts[0].numel() if model.valid is None else float(model.valid.sum())
     for first in range(0, len(counts), BATCH):
         part = slice(first, first + BATCH)
-        image = raised(intensities(model.at, model.low + model.width * unit[part]), model.floor)
+        image = model.image(intensities(model.at, model.low + model.width * unit[part]))
         seen = counts[part]
         amplitude, background = nuisances(model, seen, image)
         expected = amplitude[:, None, None] * image + background[:, None, None]

@@ -6,11 +6,12 @@ Amplitude and background are fitted for the parameters at hand; what they cost i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from scatterflow.forward.nanodiffraction import Kinematics
+from scatterflow.forward.nanodiffraction import Kinematics, intensities
 from scatterflow.forward.nanodiffraction_slopes import slopes
 
 BATCH = 16  # frames whose model is held at once: 4 MB each by default, which caches still hold in part
@@ -26,6 +27,15 @@ class Model:
     valid: Tensor | None  # (z, y), 0 or 1
     floor: float  # of the intensity, over its maximum: what a count outside the model costs is finite
     background: bool
+
+    @cached_property
+    def least(self) -> float:
+        """Maximum below which an image is dark: its light falls beside the detector, and float32 could not square it."""
+        return dark(self.at)
+
+    def image(self, intensities: Tensor) -> Tensor:
+        """What is compared with counts (frame, z, y), of the forward model's `intensities`."""
+        return raised(intensities, self.floor, self.least)
 
 
 @dataclass
@@ -50,7 +60,7 @@ def evaluate(model: Model, counts: Tensor, unit: Tensor) -> Point:
 
 def _batch(model: Model, counts: Tensor, unit: Tensor) -> Point:
     image, slope = slopes(model.at, model.low + model.width * unit)
-    image = raised(image, model.floor)
+    image = model.image(image)
     slope = slope * model.width.to(slope.dtype)[:, None, None]
     amplitude, background = nuisances(model, counts, image)
     expected = amplitude[:, None, None] * image + background[:, None, None]
@@ -117,7 +127,12 @@ def deviations(information: Tensor) -> Tensor:
     return torch.diagonal(torch.linalg.inv(held), dim1=1, dim2=2).clamp_min(0).sqrt()
 
 
-def raised(image: Tensor, floor: float) -> Tensor:
-    """Intensities without what rounding makes negative, and `floor` of their maximum everywhere."""
+def raised(image: Tensor, floor: float, least: float) -> Tensor:
+    """Intensities without what rounding makes negative, and `floor` of their maximum, `least` or more, everywhere."""
     image = image.clamp_min(0)
-    return image + floor * image.amax((1, 2), keepdim=True)
+    return image + floor * image.amax((1, 2), keepdim=True).clamp_min(least)
+
+
+def dark(at: Kinematics) -> float:
+    """A thousandth of the maximum of an unstrained film's image, which lies in the middle of the detector."""
+    return 1e-3 * float(intensities(at, torch.zeros(1, 3, dtype=torch.float64)).amax())

@@ -10,6 +10,7 @@ from scatterflow.config.base import Section, option
 from scatterflow.units import wavelength_nm
 
 DONUT = "DONUT, Methods"
+LUO = "Luo et al. 2025, Sci. Rep. 15, 21736"
 
 
 class NanobeamConfig(Section):
@@ -23,6 +24,12 @@ class NanobeamConfig(Section):
     pixel_mm: float = option(0.110, gt=0, help="edge of a (binned) pixel", unit="mm", source=DONUT)
     shape: tuple[int, int] = option(
         (64, 64), help="pixels (z, y) around the Bragg peak; z ascends with the exit angle", source=DONUT
+    )
+    exit_angle_rule: Literal["tangent", "sine"] = option(
+        "tangent",
+        help="what a row's distance from the middle is of its exit angle, over the distance of the detector; sine: as the "
+        "program of NanobeamNN has it, 3e-5 of a pixel off on 64 rows",
+        source=DONUT + ": tangent",
     )
 
     @property
@@ -46,6 +53,8 @@ class NanobeamConfig(Section):
             raise ValueError(f"stop_um={self.stop_um} must be smaller than zone_plate_um={self.zone_plate_um}")
         if min(self.shape) < 2:
             raise ValueError(f"shape must be at least 2 pixels each way, got {list(self.shape)}")
+        if self.exit_angle_rule == "sine" and self.shape[0] * self.pixel_mm >= 2 * self.distance_mm:
+            raise ValueError(f"exit_angle_rule=sine needs half the frame's height below distance_mm={self.distance_mm}")
         return self
 
 
@@ -59,6 +68,12 @@ class FilmConfig(Section):
     thickness_nm: float = option(11.7, gt=0, help="thickness where it is not a parameter", unit="nm", source=DONUT)
     peak_width: float = option(
         0.1, gt=0, help="width of the Bragg peak along the surface, in pixels of the detector", source=DONUT
+    )
+    peak_shape: Literal["gaussian", "box"] = option(
+        "gaussian",
+        help="the Bragg peak along the surface; gaussian: exp(-q^2 / peak_width^2); box: 1 within peak_width and 0 beyond, "
+        "as in the program of NanobeamNN, where it is 0.675",
+        source=DONUT + ": gaussian",
     )
 
 

@@ -16,6 +16,7 @@ from scatterflow.progress import say
 from scatterflow.stages.nanodiffraction import scans
 
 LABELS = {"likelihood": "maximum likelihood", "correlation": "correlation fit", "centroid": "centroid"}
+STARTS = 3  # of measured frames: what is no film has several summits
 
 
 def run(study: NanodiffractionStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
@@ -44,7 +45,10 @@ def _answer(study: NanodiffractionStudy, scan: scans.Scan, method: str) -> tuple
     """Values and standard deviations (point, parameter) by a method; not finite where it has none."""
     limits, frames = scans.box(study), scan.frames[scan.usable]
     if method == "likelihood":
-        found = likelihood.fit(frames, scan.kinematics, limits, mask=scan.mask, background=scan.background)
+        starts = 1 if scan.truth is not None else STARTS
+        found = likelihood.fit(
+            frames, scan.kinematics, limits, mask=scan.mask, background=scan.background, starts=starts
+        )
         return scan.spread(found.theta, found.sd)
     if method == "correlation":
         patterns = correlation.library(scan.kinematics, limits, study.config.baselines.library, scan.mask)
