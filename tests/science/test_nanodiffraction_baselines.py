@@ -14,7 +14,7 @@ from scatterflow.baselines.poisson import expected_deviance
 from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
 from scatterflow.errors import ConfigError, FrameError
 from scatterflow.forward import fields
-from scatterflow.forward.nanodiffraction import Kinematics, factors, intensities, kinematics
+from scatterflow.forward.nanodiffraction import Kinematics, factors, intensities, kinematics, thinned
 from scatterflow.forward.nanodiffraction_slopes import slopes
 
 pytestmark = pytest.mark.science
@@ -54,9 +54,11 @@ def scan(upsampling: int | None) -> tuple[Array, NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("parameters", [3, 4])
-@pytest.mark.parametrize("upsampling", [2, None])
-def test_slopes_are_those_of_automatic_differentiation(upsampling: int | None, parameters: int) -> None:
-    at = kinematics(BEAM.model_copy(update={"shape": (20, 18)}), FILM, upsampling, torch.float64)
+@pytest.mark.parametrize(("upsampling", "width"), [(2, 0.1), (None, 0.1), (None, 2.0)])
+def test_slopes_are_those_of_automatic_differentiation(upsampling: int | None, width: float, parameters: int) -> None:
+    """Of narrow peaks, of which little is computed and put in its place, and of wide ones."""
+    film = FILM.model_copy(update={"peak_width": width})
+    at = kinematics(BEAM.model_copy(update={"shape": (32, 20)}), film, upsampling, torch.float64)
     for theta in torch.tensor(uniform(3, BOX4, 1)[:, :parameters]):
         image, slope = slopes(at, theta[None])
         jacobian = torch.autograd.functional.jacobian(lambda each: intensities(at, each[None])[0], theta)
@@ -66,6 +68,18 @@ def test_slopes_are_those_of_automatic_differentiation(upsampling: int | None, p
         torch.testing.assert_close(slope[0] / scale, expected / scale, rtol=0, atol=1e-8)
         along, across = factors(at, theta[None])
         torch.testing.assert_close((along @ across.transpose(1, 2))[0], image[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("width", "least", "most"), [(0.3, 1e-9, 5e-3), (0.8, 1e-9, 1e-4)])
+def test_a_third_of_the_nodes_does_for_wide_peaks(width: float, least: float, most: float) -> None:
+    at = kinematics(BEAM, FILM.model_copy(update={"peak_width": width}))
+    theta = uniform(20, BOX4, 6)
+    few, all_ = (images(each, theta) / MAX_COUNTS for each in (thinned(at), at))
+    off = np.abs(few - all_).max()
+    print(f"nanodiffraction, peak of {width} pixel, a third of the nodes: {off:.1e} of the maximum")
+    assert 3 * len(thinned(at).weight) == len(at.weight)
+    assert least < off < most
+    assert thinned(PUBLISHED) is PUBLISHED
 
 
 @pytest.mark.parametrize("background", [None, 0.3])
@@ -284,6 +298,37 @@ def test_empty_frames_know_nothing_but_the_box() -> None:
         np.testing.assert_allclose(theta[0], alone[0][0], atol=1e-6)
         assert (sd[0] < sd[1] + 1e-12).all(), number
         assert method(frames[:0])[0].shape == (0, 3)
+
+
+def test_a_box_that_reaches_beyond_the_detector_is_no_trap() -> None:
+    """A film whose light falls beside the detector is even there: no start, and no number that is not finite."""
+    box = np.array([[-5e-3, -1.5, -0.1], [5e-3, 1.5, 0.1]])
+    beside = intensities(AT, torch.tensor([[0.0, 1.5, 0.0]]))
+    assert beside.max() < 1e-6 * intensities(AT, torch.zeros(1, 3)).max()
+    truth = uniform(64, BOX, 8)
+    frames = np.concatenate([counts(AT, truth, background=0.5), np.random.default_rng(9).poisson(2.0, (8, 64, 64))])
+    fit = likelihood.fit(frames, AT, box, background=True, starts=3)
+    for part in vars(fit).values():
+        assert np.isfinite(part).all()
+    near = np.abs(fit.theta[:64] - truth) < 6 * fit.sd[:64]
+    assert near.all(axis=1).mean() > 0.95
+    theta, sd = likelihood.step(frames[-8:], AT, np.tile([0.0, 1.5, 0.0], (8, 1)), box, background=True)
+    assert np.isfinite(theta).all()
+    assert (sd > 0).all()
+    images_, deviance = likelihood.rebuild(frames[-8:], AT, np.tile([0.0, 1.5, 0.0], (8, 1)), background=True)
+    assert np.isfinite(images_).all()
+    np.testing.assert_allclose(deviance, 1, atol=0.1)  # even frames are what an even background makes
+
+
+def test_several_starts_find_the_highest_summit() -> None:
+    """Frames of a thick film with a wide peak, of which a single start may take the wrong stripe."""
+    film = FILM.model_copy(update={"thickness_nm": 55.0, "peak_width": 2.0})
+    at = kinematics(BEAM, film)
+    box = np.array([[-0.02, -0.1, -0.1], [0.02, 0.1, 0.1]])
+    truth = uniform(60, box, 10)
+    frames = counts(at, truth, background=0.05)
+    one, several = (likelihood.fit(frames, at, box, background=True, starts=number) for number in (1, 4))
+    assert (several.deviance <= one.deviance + 1e-3).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])

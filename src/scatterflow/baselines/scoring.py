@@ -14,6 +14,8 @@ from torch import Tensor
 from scatterflow.forward.nanodiffraction import Kinematics, intensities
 from scatterflow.forward.nanodiffraction_slopes import slopes
 
+_ALIKE = 1e-5  # of the determinant: below, float32 cannot tell an image from an even background, and all is background
+_TINY = 1e-7  # relative, what float32 leaves uncertain
 BATCH = 16  # frames whose model is held at once: 4 MB each by default, which caches still hold in part
 
 
@@ -92,9 +94,12 @@ def nuisances(model: Model, counts: Tensor, image: Tensor) -> tuple[Tensor, Tens
         aa, ab, bb = (weight * image**2).sum((1, 2)), (weight * image).sum((1, 2)), weight.sum((1, 2))
         # the solution for counts / expected with the same weights: the next expected counts, by least squares
         a, b = (weight * image * counts).sum((1, 2)), (weight * counts).sum((1, 2))
-        determinant = (aa * bb - ab**2).clamp_min(1e-12 * aa * bb)
-        amplitude = torch.maximum((bb * a - ab * b) / determinant, least[0])
-        level = torch.maximum((aa * b - ab * a) / determinant, least[1])
+        determinant = aa * bb - ab**2
+        told = determinant > _ALIKE * aa * bb
+        determinant = torch.where(told, determinant, 1)
+        amplitude = torch.where(told, torch.maximum((bb * a - ab * b) / determinant, least[0]), least[0])
+        level = torch.where(told, (aa * b - ab * a) / determinant, (b - ab * amplitude) / bb)
+        level = torch.maximum(level, least[1])
     return amplitude, level
 
 
@@ -116,7 +121,11 @@ def fisher_information(
     full = (columns @ columns.transpose(1, 2)).double()
     n = slope.shape[1]
     cross = full[:, :n, n:]
-    cost: Tensor = cross @ torch.linalg.solve(full[:, n:, n:], cross.transpose(1, 2))
+    own = torch.diagonal(full, dim1=1, dim2=2)[:, n:]
+    held = full[:, n:, n:] + torch.diag_embed(
+        _TINY * own
+    )  # an even image and a background are the same: never singular
+    cost: Tensor = cross @ torch.linalg.solve(held, cross.transpose(1, 2))
     return full[:, :n, :n] - cost
 
 

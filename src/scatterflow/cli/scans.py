@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scatterflow.cli.output import complain, result
 from scatterflow.config.scan import ScanConfig
@@ -15,6 +16,8 @@ from scatterflow.errors import ScatterflowError
 from scatterflow.models import FrameModel
 from scatterflow.nexus import write_maps
 from scatterflow.stages.nanodiffraction import scans
+
+FAINT = "faint"  # a frame that shows no peak
 
 
 def infer_scans(paths: Sequence[str], model: FrameModel, output: Path | None, as_json: bool) -> int:
@@ -33,8 +36,9 @@ def infer_scans(paths: Sequence[str], model: FrameModel, output: Path | None, as
             if not as_json:
                 print(f"{path}: unreadable, {error}", flush=True)
             continue
-        answer = scans.result(model.study, found, {model.name: found.spread(*model.regressor.predict(found.lit))})
-        for summary in _summaries(path, model, found, answer):
+        values, sd = found.spread(*model.regressor.predict(found.lit))
+        answer = scans.result(model.study, found, {model.name: (values, sd)})
+        for summary in _summaries(path, model, found, answer, scans.signal(found, values)):
             summaries.append(summary)
             if not as_json:
                 print(_line(summary), flush=True)
@@ -45,7 +49,7 @@ def infer_scans(paths: Sequence[str], model: FrameModel, output: Path | None, as
     statuses = Counter(str(summary["status"]) for summary in summaries)
     document = {"command": "infer", "statuses": statuses, "maps": written, "frames": summaries}
     result(document, written, as_json)
-    refused = sum(number for status, number in statuses.items() if status not in ("ok", "outside"))
+    refused = sum(number for status, number in statuses.items() if status not in ("ok", "outside", FAINT))
     if refused:
         listed = ", ".join(f"{number} {status}" for status, number in statuses.items())
         complain(f"{refused} of {len(summaries)} frames got no answer ({listed})")
@@ -58,7 +62,9 @@ def _read(model: FrameModel, path: Path) -> scans.Scan:
     return scans.read(model.study, path, config.model_copy(update={"file": str(path), "name": path.stem}))
 
 
-def _summaries(path: str, model: FrameModel, found: scans.Scan, answer: Any) -> list[dict[str, Any]]:
+def _summaries(
+    path: str, model: FrameModel, found: scans.Scan, answer: Any, seen: NDArray[np.bool_]
+) -> list[dict[str, Any]]:
     """What is said of every frame, in order."""
     values, sd = (answer[what].values[0].reshape(len(found.frames), -1) for what in ("estimate", "sd"))
     deviance = answer["goodness"].values[0].ravel()
@@ -71,6 +77,9 @@ def _summaries(path: str, model: FrameModel, found: scans.Scan, answer: Any) -> 
             summary["why"] = (
                 f"deviance {deviance[index]:.3g}, {'above' if outside else 'at most'} {model.threshold:.3g}"
             )
+            if not outside and not seen[index]:
+                summary["status"] = FAINT
+                summary["why"] = "an even background explains the frame as well: the values mean nothing"
             summary["values"] = dict(zip(model.names, values[index].tolist(), strict=True))
             summary["sd"] = dict(zip(model.names, sd[index].tolist(), strict=True))
         summaries.append(summary)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.special import xlogy
 
 from scatterflow import observe, provenance
 from scatterflow.baselines import likelihood
@@ -27,6 +28,8 @@ from scatterflow.units import UNITS
 Array = NDArray[np.float64]
 PREFIX = "scan-"
 _LIT = 0.25  # share of the brightest frame's counts
+_SEEN = 30.0  # twice the logarithm of the likelihoods' ratio: 5e-6 by chance, for the four parameters of a film
+_AT_ONCE = 500  # frames
 SHOWN = 4  # points of the map whose frames are stored with their reconstructions
 _FILM = {"paper": "flat", "paper-thickness": "wavy", "thick-film": "thick"}
 _TITLES = {
@@ -196,6 +199,20 @@ def _deviance(scan: Scan, estimate: Array) -> Array:
     found = np.full(len(scan.frames), np.nan)
     if use.any():
         found[use] = likelihood.rebuild(scan.frames[use], scan.kinematics, estimate[use], scan.mask, scan.background)[1]
+    return found
+
+
+def signal(scan: Scan, estimate: Array) -> NDArray[np.bool_]:
+    """Whether the film of an estimate (point, parameter) explains a frame better than an even background: (point,)."""
+    use = np.flatnonzero(scan.usable & np.isfinite(estimate).all(axis=1))
+    found = np.zeros(len(scan.frames), dtype=bool)
+    for part in np.array_split(use, max(1, len(use) // _AT_ONCE)):
+        counts = scan.frames[part] if scan.mask is None else np.where(scan.mask, scan.frames[part], 0)
+        expected, _ = likelihood.rebuild(counts, scan.kinematics, estimate[part], scan.mask, scan.background)
+        pixels = counts[0].size if scan.mask is None else scan.mask.sum()
+        even = counts.sum((1, 2), keepdims=True) / pixels
+        ratio = xlogy(counts, np.maximum(expected, 1e-30)) - xlogy(counts, np.maximum(even, 1e-30))
+        found[part] = 2 * ratio.sum((1, 2), dtype=float) > _SEEN
     return found
 
 

@@ -60,12 +60,18 @@ def run(
 
 
 def _with_study(study: NanodiffractionStudy, path: Path, validation: Labelled) -> Path:
-    """Add to the bundle at `path` its study and the deviance that tells frames which are no such film."""
+    """Add to the bundle at `path` its study and the deviance that tells frames which are no such film.
+
+    The threshold is that of simulated frames at their true parameters: an estimator that is far off does not raise it, but
+    has its own answers called wrong more often, at `false_alarms`.
+    """
     trained = load_regressor(path.parent)
     number = min(_REFERENCES, len(validation.theta))
+    theta, background = validation.theta[:number], bool(study.config.scans)  # measured frames have one
     counts = observe.poisson(validation.frames[:number], np.arange(number), study.seed, "threshold")
-    answer, _ = trained.predict(counts)
-    _, deviance = likelihood.rebuild(counts, study.kinematics, answer)
+    _, deviance = likelihood.rebuild(counts, study.kinematics, theta, background=background)
+    threshold = float(np.quantile(deviance, 1 - FALSE_ALARM))
+    _, own = likelihood.rebuild(counts, study.kinematics, trained.predict(counts)[0], background=background)
     meta = {
         "study": {
             "name": study.name,
@@ -74,9 +80,10 @@ def _with_study(study: NanodiffractionStudy, path: Path, validation: Labelled) -
             "config": study.config.model_dump(mode="json"),
         },
         "features": study.features_identity(),
-        "threshold": float(np.quantile(deviance, 1 - FALSE_ALARM)),
+        "threshold": threshold,
         "threshold_rows": number,
         "false_alarm_rate": FALSE_ALARM,
+        "false_alarms": float(np.mean(own > threshold)),
     }
     history = (path.parent / "history.csv").read_text(encoding="utf-8")
     return replace(trained, meta=meta).save(path.parent, {"history.csv": history})
