@@ -33,6 +33,10 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup -
 test: $(STAMP) ## install, then all tests: unit, property, science, workflow, a part of Slurm's faults (20 min on 2 cores)
 	$(PYTEST) -m 'not table'
 
+.PHONY: test-failed
+test-failed: $(STAMP) ## the tests that failed last time once more, if they are at most 3
+	$(BIN)/python -m tests.again $(wordlist 4,99,$(PYTEST))
+
 .PHONY: test-slurm
 test-slurm: $(STAMP) ## the whole table of what clusters do, on a real Slurm without and with accounting (17 min on 2 cores)
 	$(PYTEST) tests/slurm

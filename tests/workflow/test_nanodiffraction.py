@@ -76,6 +76,7 @@ def scan(folder: Path, checkout: Checkout, rows: int = 3, stray: bool = False) -
         counts[4] = 0
         counts[5] = 0
         counts[5, :6, :6] = np.random.default_rng(3).poisson(40, (6, 6))  # no ring
+        counts[6] = np.random.default_rng(4).poisson(1.0, counts[6].shape)  # nothing but a background
     split = np.random.default_rng(1).multinomial(counts, [0.25] * 4)
     fine = split.reshape(*counts.shape, 2, 2).swapaxes(2, 3).reshape(len(counts), 64, 64)
     path = folder / "made.h5"
@@ -100,6 +101,7 @@ def test_a_scan_is_inferred_frame_by_frame(mapped: Checkout, tmp_path: Path) -> 
     assert len([line for line in lines if "made.h5[" in line]) == 9
     assert ": empty, " in lines[4]
     assert ": outside, deviance" in lines[5]
+    assert ": faint, an even background explains the frame as well" in lines[6]
     assert "strain" in lines[0]
     assert "+-" in lines[0]
     maps = read_maps(tmp_path / "maps" / "made.nxs")

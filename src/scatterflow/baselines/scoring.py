@@ -96,10 +96,10 @@ def nuisances(model: Model, counts: Tensor, image: Tensor) -> tuple[Tensor, Tens
         a, b = (weight * image * counts).sum((1, 2)), (weight * counts).sum((1, 2))
         determinant = aa * bb - ab**2
         told = determinant > _ALIKE * aa * bb
-        determinant = torch.where(told, determinant, 1)
-        amplitude = torch.where(told, torch.maximum((bb * a - ab * b) / determinant, least[0]), least[0])
-        level = torch.where(told, (aa * b - ab * a) / determinant, (b - ab * amplitude) / bb)
-        level = torch.maximum(level, least[1])
+        free = torch.where(told, (bb * a - ab * b) / torch.where(told, determinant, 1), least[0])
+        # where one of the two is held, the other one is the best beside it
+        level = torch.maximum((b - ab * torch.maximum(free, least[0])) / bb, least[1])
+        amplitude = torch.where(told, torch.maximum((a - ab * level) / aa, least[0]), least[0])
     return amplitude, level
 
 

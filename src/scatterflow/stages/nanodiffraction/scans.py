@@ -211,8 +211,8 @@ def signal(scan: Scan, estimate: Array) -> NDArray[np.bool_]:
         expected, _ = likelihood.rebuild(counts, scan.kinematics, estimate[part], scan.mask, scan.background)
         pixels = counts[0].size if scan.mask is None else scan.mask.sum()
         even = counts.sum((1, 2), keepdims=True) / pixels
-        ratio = xlogy(counts, np.maximum(expected, 1e-30)) - xlogy(counts, np.maximum(even, 1e-30))
-        found[part] = 2 * ratio.sum((1, 2), dtype=float) > _SEEN
+        ratio = xlogy(counts, np.maximum(expected, 1e-30)) - xlogy(counts, np.maximum(even, 1e-30)) - expected + even
+        found[part] = 2 * ratio.sum((1, 2), dtype=float, where=scan.mask is None or scan.mask) > _SEEN
     return found
 
 
