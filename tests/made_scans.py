@@ -13,9 +13,11 @@ import numpy as np
 import torch
 import xarray as xr
 
+from scatterflow import landscape
 from scatterflow.baselines.poisson import expected_deviance
 from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
 from scatterflow.forward.nanodiffraction import Kinematics, intensities, kinematics
+from scatterflow.scan import overview
 
 MAX_COUNTS = 7
 STEPS = np.array([1e-6, 1e-5, 1e-5])  # of the derivatives
@@ -23,6 +25,35 @@ PARAMETERS = ("strain", "omega_deg", "chi_deg")
 ESTIMATORS = ("likelihood", "narrow", "lost", "centroid")
 BATCH = 128
 COARSE = NanobeamConfig(shape=(32, 32), pixel_mm=0.22)  # the same detector, binned: an eighth of the time
+
+
+GEOMETRY = {
+    "energy_kev": {"value": 9.2, "sd": 0.04, "unit": "keV", "config": 9.0},
+    "outer_zone_nm": {"value": 20.1, "sd": 0.2, "unit": "nm", "config": 20.0},
+    "peak_width": {"value": 9.0, "sd": 0.5, "unit": "pixel", "config": 6.0, "agrees": True, "why": ""},
+    "distance_mm<b>": {"value": None, "sd": None, "unit": "mm", "config": 850.0, "agrees": None, "why": "degenerate"},
+}
+DECIDED = {
+    "roi_rows": "[10, 41]", "roi_columns": "[8, 39]", "roi_sigmas": 120.0, "roi_fraction": 0.9, "masked_hot": 2,
+    "masked_gap": 64, "geometry": json.dumps({"energy_kev": "config, as the file says: ASSUMED"}), "defocus_um": -46.0,
+    "defocus_explained": 0.85, "estimated_geometry": json.dumps(GEOMETRY),
+    "estimated_geometry_fits": 0, "estimated_geometry_unexplained": 0.07, "estimated_geometry_frames": 96,
+}  # fmt: skip
+
+
+def mean_frame() -> xr.Dataset:
+    """Mean frame, mask and causes of a scan as `read_scan` gives them: a peak at (30, 22), a gap and two hot pixels."""
+    z, y = np.indices((64, 48))
+    frame = 0.01 + 2 * np.exp(-((z - 30) ** 2 + (y - 22) ** 2) / 50)
+    cause = np.zeros(frame.shape, dtype=np.int8)
+    cause[50:52] = 2
+    cause[[5, 20], [7, 30]] = 1
+    dims = ("z_frame", "y_frame")
+    return xr.Dataset(
+        {"overview": (dims, frame.astype("f4")), "overview_mask": (dims, cause == 0),
+         "overview_cause": (dims, cause, {"flag_meanings": "valid hot gap"})},
+        attrs={"roi": [14, 45, 6, 37], "background": 0.01},
+    )  # fmt: skip
 
 
 def fields(size: int) -> np.ndarray:
@@ -109,7 +140,8 @@ def scan(
     )  # fmt: skip
     if experiment:
         made_scan.attrs |= {"title": "a real scan", "source": "made by hand <b>", "relative": json.dumps(["strain"])}
-        return made_scan
+        made_scan.attrs |= DECIDED
+        return made_scan.assign(overview(mean_frame()))
     made_scan["truth"] = (("row", "column", "parameter"), theta.reshape(*shape, 3))
     made_scan["bound"] = (("row", "column", "parameter"), bound.reshape(*shape, 3))
     return made_scan
@@ -120,3 +152,14 @@ def write(folder: Path, scans: dict[str, xr.Dataset]) -> None:
     (folder / "infer").mkdir(parents=True, exist_ok=True)
     for name, one in scans.items():
         one.to_netcdf(folder / "infer" / f"scan-{name}.nc", engine="h5netcdf")
+
+
+def losses(beam: NanobeamConfig = COARSE) -> xr.Dataset:
+    """Losses of a frame around its truth, by the real forward model, as the stage evaluate writes them."""
+    film, truth = FilmConfig(), np.array([2e-4, 2e-3, -4e-3])
+    own, other = kinematics(beam, film), kinematics(beam, film, 2)
+    counts = np.random.default_rng(0).poisson(expected(own, truth[None])[0]).astype(float)
+    box = np.array([[-0.005, -0.05, -0.1], [0.005, 0.05, 0.1]])
+    found = landscape.compute(counts, truth, own, other, box)
+    return found.assign_attrs(counts=counts.sum(), row=3, column=4, scan="a scan", own_ring="integral over the ring",
+                              other_ring="ring of 2 points per pixel")  # fmt: skip

@@ -108,6 +108,7 @@ _SCANS = (
     "scatterflow.frames",
     "scatterflow.framefiles",
     "scatterflow.framehdf5",
+    "scatterflow.hdf5",
 )
 _REGRESSION = (
     "scatterflow.models.regressor",
@@ -149,6 +150,7 @@ _STAGE_MODULES = {
         "scatterflow.frames",
         "scatterflow.framefiles",
         "scatterflow.framehdf5",
+        "scatterflow.hdf5",
         "scatterflow.exports",
     ),
     "evaluate": ("scatterflow.stages.evaluate", "scatterflow.diagnostics", "scatterflow.fisher"),
@@ -159,8 +161,16 @@ _STAGE_MODULES = {
 _KIND_MODULES = {
     "nanodiffraction": {
         "train": ("scatterflow.stages.nanodiffraction.train", *_LIKELIHOOD, *_SCANS, *_REGRESSION),
+        "sweep": (
+            "scatterflow.stages.sweep",
+            "scatterflow.trials",
+            "scatterflow.stages.nanodiffraction.trial",
+            *_LIKELIHOOD,
+        ),
         "baseline": (
             "scatterflow.stages.nanodiffraction.baseline",
+            "scatterflow.stages.nanodiffraction.geometry",
+            "scatterflow.ringfit",
             *_LIKELIHOOD,
             "scatterflow.baselines.correlation",
             "scatterflow.baselines.centroid",
@@ -173,7 +183,7 @@ _KIND_MODULES = {
             "scatterflow.nexus",
             *_REGRESSION,
         ),
-        "evaluate": ("scatterflow.stages.nanodiffraction.evaluate", "scatterflow.maps"),
+        "evaluate": ("scatterflow.stages.nanodiffraction.evaluate", "scatterflow.maps", "scatterflow.landscape"),
     }
 }
 

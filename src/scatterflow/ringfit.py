@@ -8,7 +8,7 @@ the energy. So strain and tilts of a scan are relative to its mean, and asking f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ _LIMITS: dict[str, tuple[float, float, float]] = {  # lowest, highest, and a ste
 }
 FREE = tuple(_LIMITS)
 _STATE = FREE[:4]  # what `intensities` takes; the others change the kinematics
-_DEGENERATE = {
+DEGENERATE = {
     "energy_kev": "outer_zone_nm: only wavelength x distance / outermost zone is seen",
     "distance_mm": "outer_zone_nm: only wavelength x distance / outermost zone is seen",
     "pixel_mm": "outer_zone_nm: only the ring's radius in pixels is seen",
@@ -42,7 +42,7 @@ _DEGENERATE = {
 }
 STARTS = {
     "film_thickness_nm": (0.5, 1.0, 2.0),
-    "peak_width": (1.0, 10.0),
+    "peak_width": (0.1, 1.0, 10.0),
 }  # times their values: there are several minima
 CORRELATED = 0.95  # a pair of parameters beyond is called degenerate
 MAX_STEPS = 50  # of the fit from each first guess
@@ -66,12 +66,14 @@ def estimate_geometry(
     mask: Mask,
     free: Sequence[str] = ("strain", "omega_deg", "chi_deg", "film_thickness_nm", "peak_width"),
     frames: int = 1,
+    start: Mapping[str, float] | None = None,
 ) -> Geometry:
     """Fit the film model to a mean frame (z, y), with free amplitude and flat background, by least squares.
 
     `mask` (z, y) is True where valid; `frames` is the number of frames in the mean, for its counting noise; what is not
     `free` is as in `beam` and `film`, with no strain or tilt. The mean of frames with many tilts shows a ring that is less
-    sharp than each: then peak_width is the scan's. Strain and tilts are those of the cut's middle.
+    sharp than each: then peak_width is the scan's. Strain and tilts are those of the cut's middle. `start` has values of
+    the free parameters near the right ones; without it the fit is begun in several places.
 
     Raises
     ------
@@ -79,9 +81,9 @@ def estimate_geometry(
     FrameError : the frame does not fit the beam's shape, or holds no counts.
     """
     for name in free:
-        if name in _DEGENERATE:
+        if name in DEGENERATE:
             raise ConfigError(
-                f"free parameter {name}", "must be told by a frame", f"degenerate with {_DEGENERATE[name]}"
+                f"free parameter {name}", "must be told by a frame", f"degenerate with {DEGENERATE[name]}"
             )
         if name not in _LIMITS:
             raise ConfigError("free parameter", f"must be one of {', '.join(FREE)}", repr(name))
@@ -93,7 +95,8 @@ def estimate_geometry(
     if total.size <= len(free) + 2 or not np.isfinite(total).all() or total.min() < 0 or not total.any():
         raise FrameError("mean frame", "must hold counts in its valid pixels", f"{total.size} pixels without use")
     problem = _Problem(beam, film, mask, tuple(free), np.sqrt(total + 3 / 8), total)
-    best = min((problem.fit(start) for start in problem.starts(mean_frame)), key=lambda found: float(found.cost))
+    starts = problem.starts(mean_frame) if start is None else [problem.scaled(start)]
+    best = min((problem.fit(first) for first in starts), key=lambda found: float(found.cost))
     misfit = 2 * float(best.cost) / (total.size - len(free) - 2)
     covariance = np.linalg.pinv(best.jac.T @ best.jac) * max(misfit, 1.0)
     spread = np.sqrt(np.diagonal(covariance))
@@ -140,7 +143,11 @@ class _Problem(NamedTuple):
             guess | {name: guess[name] * factor for name, factor in zip(factors, chosen, strict=True)}
             for chosen in product(*factors.values())
         ]
-        return [np.array([each[name] / _LIMITS[name][2] for name in self.free]) for each in guesses]
+        return [self.scaled(each) for each in guesses]
+
+    def scaled(self, values: Mapping[str, float]) -> Array:
+        """Free parameters in units of their steps."""
+        return np.array([values[name] / _LIMITS[name][2] for name in self.free])
 
     def _fixed(self) -> dict[str, float]:
         known = {"strain": 0.0, "omega_deg": 0.0, "chi_deg": 0.0, "film_thickness_nm": self.film.thickness_nm}

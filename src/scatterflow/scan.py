@@ -22,7 +22,7 @@ from scatterflow.config.scan import ExitAngle, ScanConfig
 from scatterflow.errors import ConfigError, FrameError
 from scatterflow.framefiles import Header, text
 from scatterflow.frames import open_stack
-from scatterflow.preprocess.bragg import Peak, bin_mask, bin_sums, defects, find_peak, module_gaps
+from scatterflow.preprocess.bragg import Peak, bin_mask, bin_sums, centroid, defects, find_peak, module_gaps
 from scatterflow.scanfile import count_frames, images, map_shape, place, positions
 
 Mask = NDArray[np.bool_]
@@ -30,6 +30,7 @@ Mask = NDArray[np.bool_]
 _TURNS: dict[ExitAngle, int] = {"up": 0, "right": 1, "down": 2, "left": 3}
 STUCK = 0.5  # a pixel saturated in more than this part of the frames is defective, and says nothing about the frames
 LISTED = 3  # unreadable frames whose reasons are kept
+OVERVIEW = 200  # pixels of the reduced mean frame along each direction, at most
 
 
 @dataclass
@@ -68,8 +69,9 @@ def read_scan(path: str | os.PathLike[str], config: ScanConfig, shape: tuple[int
     -------
     Dataset of `counts (point, z, y)` float32, sums of the binned pixels and 0 where masked; `mask (z, y)`, True where
     valid, the same for all frames; `status (point)`: ok, saturated (a valid pixel of the cut at the limit), empty (no counts
-    in the cut) or unreadable (no counts: 0 everywhere); `overview (z_frame, y_frame)`, the mean of the whole frames, and
-    `overview_mask`. Coordinates `row`, `column`, and `x_um`, `y_um` [um] where they are known (point). z ascends with
+    in the cut) or unreadable (no counts: 0 everywhere); `overview (z_frame, y_frame)`, the mean of the whole frames,
+    `overview_mask`, and `overview_cause`, why a pixel is not valid (0: it is; else the place in its `flag_meanings`).
+    Coordinates `row`, `column`, and `x_um`, `y_um` [um] where they are known (point). z ascends with
     the exit angle, y to the right of it on the frame as stored. Attributes: `map_shape`, `roi_rows`, `roi_columns` (first
     and last on the frame as stored), `roi_sigmas`, `roi_fraction` and `background` of the peak, `masked_<cause>` (pixels
     of the cut), `frames_<status>`, `saturation`, `reasons` of unreadable frames, `sha256` of the values.
@@ -111,10 +113,53 @@ def read_scan(path: str | os.PathLike[str], config: ScanConfig, shape: tuple[int
                 {"units": "counts", "long_name": "mean frame"},
             ),
             "overview_mask": (("z_frame", "y_frame"), decision.valid),
+            "overview_cause": _causes(decision.invalid),
         },
         coords=coords,
         attrs=_attributes(source, config, (rows, columns), first, decision, status),
     )
+
+
+def _causes(invalid: dict[str, Mask]) -> xr.Variable:
+    """Why a pixel (z_frame, y_frame) is not valid, as a number; the first cause counts."""
+    found = np.zeros(next(iter(invalid.values())).shape, dtype=np.int8)
+    for number, mask in enumerate(invalid.values(), start=1):
+        found[mask & (found == 0)] = number
+    return xr.Variable(("z_frame", "y_frame"), found, {"flag_meanings": " ".join(["valid", *invalid])})
+
+
+def overview(scan: xr.Dataset) -> dict[str, xr.Variable]:
+    """The mean frame of a scan with what was decided about it, small enough for every product that shows it.
+
+    `overview (z_overview, y_overview)`: counts per frame and pixel, the mean over the valid pixels of a block, NaN where
+    there are none; `overview_cause`: the last cause of the block's pixels, as in `read_scan`; `z_overview`, `y_overview`:
+    middles of the blocks [pixel]. Attributes of `overview`: `block` [pixel], `roi` (first z, last z, first y, last y) and
+    `centre` (z, y) of the counts above background in it, on the frame turned until z ascends with the exit angle.
+    """
+    frame, cause = scan["overview"].values.astype(float), scan["overview_cause"]
+    valid = scan["overview_mask"].values
+    block = math.ceil(max(frame.shape) / OVERVIEW)
+    wide = [(0, -size % block) for size in frame.shape]  # the last blocks may be smaller
+    counts, pixels = (bin_sums(np.pad(each, wide), block) for each in (np.where(valid, frame, 0), valid.astype(float)))
+    mean = np.divide(counts, pixels, out=np.full_like(counts, np.nan), where=pixels > 0)
+    padded = np.pad(cause.values, wide)
+    rows, columns = counts.shape
+    last = padded.reshape(rows, block, columns, block).max((1, 3))
+    roi = [int(n) for n in scan.attrs["roi"]]
+    level = float(scan.attrs.get("background", np.median(frame[valid])))
+    above = np.where(valid, frame - level, 0.0)
+    middle = centroid(above, (roi[0], roi[2]), (roi[1] - roi[0] + 1, roi[3] - roi[2] + 1))
+    dims = ("z_overview", "y_overview")
+    attrs = {"units": "counts", "long_name": "mean frame", "block": block, "roi": roi, "centre": middle}
+    places = {
+        dim: xr.Variable((dim,), (np.arange(size) + 0.5) * block - 0.5, {"units": "pixel"})
+        for dim, size in zip(dims, counts.shape, strict=True)
+    }
+    return {
+        "overview": xr.Variable(dims, mean.astype(np.float32), attrs),
+        "overview_cause": xr.Variable(dims, last, cause.attrs),
+        **places,
+    }
 
 
 def map_coordinates(scan: xr.Dataset) -> dict[str, Any]:
@@ -308,6 +353,7 @@ def _attributes(
         "binning": config.binning,
         "roi_rows": [int(rows.min()), int(rows.max())],
         "roi_columns": [int(columns.min()), int(columns.max())],
+        "roi": [n for part in decision.window for n in (part.start, part.stop - 1)],
         "roi_found": "given" if decision.peak is None else "automatic",
         "saturation": first.limit,
         "reasons": "; ".join(first.reasons[:LISTED]) + ("; ..." if len(first.reasons) > LISTED else ""),

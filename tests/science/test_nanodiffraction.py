@@ -248,13 +248,14 @@ def judged(at: Kinematics, truth: np.ndarray, seed: int) -> tuple[np.ndarray, np
 
 
 def test_maximum_likelihood_with_a_box() -> None:
-    """The bound takes the piecewise linear model at its word; its corners cost some percent."""
-    truth = np.random.default_rng(0).permutation(fields.test_scan((64, 64), "flat").reshape(-1, 4))[:160, :3]
+    """Corners of the piecewise linear model cost some percent more than its information says: so do stated errors."""
+    truth = np.random.default_rng(0).permutation(fields.test_scan((64, 64), "flat").reshape(-1, 4))[:512, :3]
     bias, ratio, inside = judged(kinematics(BEAM, BOX_FILM), truth, 1)
     print(f"nanodiffraction, box, likelihood: bias {bias} sd, sd {ratio} of the bound, covered {inside}")
-    assert (np.abs(bias) < 4 / np.sqrt(len(truth))).all()
-    assert (ratio < 1.1 + 3 / np.sqrt(2 * len(truth))).all()
-    assert (np.abs(inside - 0.68) < 4 * np.sqrt(0.68 * 0.32 / len(truth))).all()
+    assert (np.abs(bias) < 0.2).all()
+    assert (ratio < 1.2).all()
+    assert (inside > 0.55).all()
+    assert (inside < 0.75).all()
 
 
 @settings(max_examples=15, deadline=None)

@@ -9,7 +9,7 @@ import torch
 from scatterflow.baselines.likelihood import bound
 from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
 from scatterflow.config.regressor import DonutConfig, LeanConfig
-from scatterflow.forward.nanodiffraction import intensities, kinematics
+from scatterflow.forward.nanodiffraction import PARAMETERS, intensities, kinematics, patterns
 from scatterflow.models.donut import Donut
 from scatterflow.models.lean import Lean, LeanOnFrames, _stabilised
 from scatterflow.models.nanophysics import Box, Physics
@@ -98,7 +98,7 @@ def test_the_components_hold_the_fisher_information(training_rows: Labelled) -> 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_lean_encoder_learns(training_rows: Labelled, tmp_path: Path, seed: int) -> None:
     """A training of seconds already comes near the bound, on every seed, with honest errors."""
-    config = LeanConfig(training={"epochs": 8, "batch_size": 32})
+    config = LeanConfig(training={"epochs": 2, "batch_size": 32})
     path = train_regressor(
         config, BEAM, FILM, BOX, training_rows, simulated(600, 2), MAX_COUNTS, tmp_path / "lean", seed=seed,
         log=print, tracker=quiet,
@@ -116,6 +116,39 @@ def test_the_lean_encoder_learns(training_rows: Labelled, tmp_path: Path, seed: 
     # the amplitude of a frame does not matter to its values: twice the counts, the same answer
     doubled, _ = regressor.predict(2 * noisy(held, 4))
     assert (np.abs(doubled - values) < 0.5 * sd).mean() > 0.9
+
+
+def test_thickness_is_a_fourth_parameter(tmp_path: Path) -> None:
+    """Trainings of seconds learn all four parameters: errors well below the prior's standard deviation."""
+    beam = NanobeamConfig(shape=(32, 32), pixel_mm=0.22)
+    box = Box(PARAMETERS, (-5e-3, -0.01, -0.02, 8.0), (5e-3, 0.01, 0.02, 16.0))
+    at, random = kinematics(beam, FILM), np.random.default_rng(0)
+
+    def rows(number: int) -> Labelled:
+        theta = random.uniform(box.low, box.high, (number, 4))
+        frames = patterns(at, theta)
+        return Labelled(MAX_COUNTS * frames / frames.max((1, 2), keepdims=True), theta)
+
+    train, validation, held = rows(1200), rows(300), rows(300)
+    counts, prior_sd = noisy(held, 1), box.half.numpy() / np.sqrt(3)
+    donut = {"channels": (4, 8, 16, 32), "training": {"epochs": 4, "learning_rate": 5e-4}}
+    for config, most in (
+        (LeanConfig(training={"epochs": 2, "batch_size": 32}), 0.3),
+        (DonutConfig(**donut), 0.8),  # without labels: the forward model tells it what thickness is
+    ):
+        path = train_regressor(
+            config, beam, FILM, box, train, validation, MAX_COUNTS, tmp_path / config.network, seed=0,
+            log=lambda _: None, tracker=quiet,
+        )  # fmt: skip
+        values, sd = load_regressor(path.parent).predict(counts)
+        error = values - held.theta
+        ratio, coverage = np.sqrt((error**2).mean(0)) / prior_sd, (np.abs(error) <= sd).mean(0)
+        print(
+            f"nanodiffraction, {config.network} with thickness: error over the prior's sd {ratio.round(3)}, bias "
+            f"{(error.mean(0) / prior_sd).round(3)}, coverage {coverage.round(3)}"
+        )
+        assert (ratio < most).all()
+        assert (np.abs(coverage - 0.683) < 0.12).all()  # 300 frames to calibrate with, 300 to judge
 
 
 def test_the_bound_on_a_scan_leads_a_biased_encoder_back(training_rows: Labelled) -> None:

@@ -21,7 +21,7 @@ from scatterflow.nanodiffraction import NanodiffractionStudy
 from scatterflow.ringfit import estimate_geometry
 from scatterflow.scan import apparent_tilt, map_coordinates, read_scan
 from scatterflow.scanfile import check_geometry
-from scatterflow.stages.nanodiffraction import scans
+from scatterflow.stages.nanodiffraction import geometry, scans
 
 pytestmark = pytest.mark.science
 GAP = slice(
@@ -154,7 +154,8 @@ def test_a_study_s_scan_carries_its_geometry(frames_dir: Path, beam: NanobeamCon
     settings = {"beam": beam, "film": film, "scans": (config,)}
     settings |= {"simulate": {"simulations": 2000}, "models": {"lean": {"network": "lean"}}}
     study = NanodiffractionStudy("film", NanodiffractionConfig.model_validate(settings), seed=0, run="real")
-    attrs = scans.read(study, frames_dir / config.file, config).attrs
+    scan = scans.read(study, frames_dir / config.file, config)
+    attrs = scan.attrs
     assert "ASSUMED" in json.loads(attrs["geometry"])["energy_kev"]
     assert json.loads(attrs["relative"]) == ["strain", "omega_deg", "chi_deg"]
     for name in ("roi_rows", "roi_columns"):
@@ -162,6 +163,10 @@ def test_a_study_s_scan_carries_its_geometry(frames_dir: Path, beam: NanobeamCon
         assert last - first + 1 == 3 * 64
     assert attrs["defocus_explained"] > 0.7
     assert 10 < attrs["defocus_um"] < 200
+    told = geometry.attributes(scan, study.config)
+    print(f"real scan: film model leaves {told['estimated_geometry_unexplained']:.0%} of the counts unexplained")
+    assert told["estimated_geometry_fits"] == 0
+    assert json.loads(told["estimated_geometry"])["energy_kev"]["value"] is None  # acts as the lattice spacing does
 
 
 def test_the_mean_frame_is_no_film(scan: xr.Dataset, beam: NanobeamConfig, film: FilmConfig) -> None:

@@ -29,11 +29,12 @@ class Run:
     cluster: Cluster
     folder: Path
     undisturbed: Path  # what a local run has made
+    program: str = "tests.slurm.faults"  # module that simulates
     process: Any = None  # subprocess.Popen of the last start
     before: int = 0  # tasks that had begun then
 
     def start(self, variables: dict[str, str] | None = None, **faults: Any) -> None:
-        """Start the stage; `faults` are those of tests.slurm.faults, `variables` options of SCATTERFLOW_SLURM_*."""
+        """Start the stage; `faults` are those of the program, `variables` options of SCATTERFLOW_SLURM_*."""
         self.before = len(self.starts())
         options = {"poll_s": "0.5", "latency_s": "1", "tasks": str(TASKS), "memory_mb": "1000", "minutes": "15"}
         env = {f"SCATTERFLOW_SLURM_{key.upper()}": value for key, value in (options | (variables or {})).items()}
@@ -44,7 +45,7 @@ class Run:
                 "--pdeathsig=KILL",
                 sys.executable,
                 "-m",
-                "tests.slurm.faults",
+                self.program,
                 str(self.folder),
                 json.dumps(faults),
             ],

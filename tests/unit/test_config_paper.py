@@ -1,4 +1,4 @@
-"""The paper (arXiv 2210.01543): its tables and appendix against the defaults and the runs."""
+"""The papers: tables and appendix of arXiv 2210.01543, methods of DONUT, against the defaults and the runs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from scatterflow.config.baselines import BaselinesConfig
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.loading import load_run
 from scatterflow.config.model import CvaeMafConfig
-from scatterflow.config.study import MultilayerConfig
+from scatterflow.config.regressor import DonutConfig
+from scatterflow.config.study import MultilayerConfig, NanodiffractionConfig
 from scatterflow.config.training import TrainingConfig
+from scatterflow.study import load_study
 from scatterflow.units import energy_kev
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +25,12 @@ DEMO, PAPER = ROOT / "config" / "demo.yaml", ROOT / "config" / "paper.yaml"
 def multilayers(path: Path) -> list[MultilayerConfig]:
     """The studies of the paper's kind in a run."""
     return [study for study in load_run(path).studies.values() if isinstance(study, MultilayerConfig)]
+
+
+def films() -> dict[str, NanodiffractionConfig]:
+    """The studies of nanodiffraction in the paper run, by name."""
+    studies = load_run(PAPER).studies
+    return {name: study for name, study in studies.items() if isinstance(study, NanodiffractionConfig)}
 
 
 def table_2(instrument: InstrumentConfig) -> dict[str, tuple[float, float]]:
@@ -168,3 +176,62 @@ def test_options_of_the_papers_tables_name_it_as_their_source() -> None:
         assert f"{prefix}sample.materials.<material>.{entry}" in named
     for entry in ("flow.transforms", "flow.hidden", "flow.layers", "cvae.channels", "training.flow.learning_rate"):
         assert f"{prefix}models.<model>.{entry}" in named
+
+
+def test_methods_of_donut_are_the_geometry_of_the_paper_run() -> None:
+    """In the paper's units; the focal length is the one that its program states, too."""
+    for study in films().values():
+        beam, film = study.beam, study.film
+        ours = {
+            "energy, keV": beam.energy_kev,
+            "zone plate, um": beam.zone_plate_um,
+            "central stop, um": beam.stop_um,
+            "outermost zone, nm": beam.outer_zone_nm,
+            "distance, m": beam.distance_mm / 1000,
+            "two pixels, um": beam.pixel_mm * 1000,
+            "out-of-plane lattice parameter, angstrom": film.lattice_nm * 10,
+            "film, angstrom": film.thickness_nm * 10,
+            "width of the peak, pixel": film.peak_width,
+        }
+        assert ours == pytest.approx(dict(zip(ours, (11.3, 149, 77, 16, 0.85, 2 * 55, 4.013, 117, 0.1), strict=True)))
+        assert (beam.shape, film.order, film.peak_shape, study.forward.max_counts) == ((64, 64), 2, "gaussian", 7)
+
+
+def test_the_library_of_donut_is_simulated_each_point_once() -> None:
+    """41 images each in strain and both tilts, 68,921 in total, split 80 : 10 : 10."""
+    study = load_study(PAPER, "film")
+    numbers = study.config.simulate
+    assert numbers.simulations == 41**3 == 68921
+    assert numbers.held_back == numbers.validation == round(0.1 * 41**3)
+    theta = study.prior.sample(numbers.simulations).values
+    assert len(np.unique(theta, axis=0)) == 41**3
+    for column, limit in zip(theta.T, (0.005, 0.05, 0.1), strict=True):
+        np.testing.assert_allclose(np.unique(column), np.linspace(-limit, limit, 41), atol=1e-12)
+    varied = load_study(PAPER, "film-thickness")
+    assert varied.config.simulate == numbers
+    assert varied.prior.names == (*study.prior.names, "film_thickness_nm")
+    low, high = varied.prior.lower[-1], varied.prior.upper[-1]
+    assert low < 11.7 - 0.8 < 11.7 + 0.8 < high, "the scan's own thickness lies within"
+
+
+def test_donut_is_trained_with_both_recipes() -> None:
+    """Paper: 30 epochs in batches of 16, AdamW at 1e-4, weights 1 and 5, no dropout; its program: batches of 256."""
+    models = films()["film"].models
+    donuts = {name: model for name, model in models.items() if isinstance(model, DonutConfig)}
+    assert {name: (model.recipe, model.training.batch_size) for name, model in donuts.items()} == {
+        "donut": ("paper", 16),
+        "donut-code": ("code", 256),
+    }
+    for model in donuts.values():
+        assert (model.training.epochs, model.training.learning_rate, model.training.schedule) == (30, 1e-4, "steps")
+        assert (model.decoder_weight, model.physics_weight, model.dropout) == (1, 5, 0)
+        assert model.channels == (16, 32, 64, 128, 256, 256)
+    assert {model.network for model in models.values()} == {"donut", "nanobeam", "lean"}
+
+
+def test_the_scans_are_those_of_the_paper() -> None:
+    found = {name: [(scan.fields, scan.points) for scan in study.test_scans] for name, study in films().items()}
+    assert found == {
+        "film": [("paper", 64), ("paper-thickness", 64), ("thick-film", 64)],
+        "film-thickness": [("paper-thickness", 64)],
+    }

@@ -9,6 +9,7 @@ import yaml
 
 import scatterflow as sf
 from scatterflow.config.loading import load_run
+from scatterflow.config.regressor import DonutConfig
 from scatterflow.errors import ConfigError, SimulationError
 from scatterflow.nanodiffraction import NanodiffractionStudy
 from scatterflow.study import load_study
@@ -110,6 +111,15 @@ def test_a_frame_without_light_is_named() -> None:
     theta = one.prior.dataarray([[0.0, 0.0, 0.0], [0.0, 60.0, 0.0]])
     with pytest.raises(SimulationError, match=r"row 1: .*omega_deg"):
         one.simulate(theta)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "code"])
+def test_options_of_donut_are_read_from_a_file(tmp_path: Path, recipe: str) -> None:
+    donut = {"network": "donut", "recipe": recipe, "channels": [8, 8], "training": {"epochs": 3}}
+    read = load_run(written(tmp_path, models={"donut": donut})).studies["film"].models["donut"]
+    assert isinstance(read, DonutConfig)
+    assert (read.channels, read.training.epochs) == ((8, 8), 3)
+    assert read.training.batch_size == {"paper": 16, "code": 256}[recipe]
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,22 @@ def test_frames_have_the_expected_counts() -> None:
     assert float((frames.var(0)[bright] / expected[bright]).mean()) == pytest.approx(1, abs=0.03)
 
 
+def test_a_frame_is_seen_several_times_and_mirrored_in_turns() -> None:
+    """Each row of an epoch is a drawn frame or its mirror image with the other chi; each stands there `looks` times."""
+    once, thrice = (Noisy(TRAIN, BOX, 7.0, 5, 30, looks=looks) for looks in (1, 3))
+    assert (len(thrice), thrice.borders()) == (240, [0, 81, 162, 240])
+    counts, unit = once.block(2, 1).tensors
+    seen, labels = thrice.block(2, 1).take(torch.arange(81))
+    for turn, mirror in enumerate((1, -1, 1)):
+        rows = slice(27 * turn, 27 * (turn + 1))
+        assert torch.equal(seen[rows], counts if mirror > 0 else counts.flip(2))
+        assert torch.equal(labels[rows], unit * torch.tensor([1, 1, mirror]))
+    assert torch.equal(thrice.block(2, 1).take(torch.arange(27))[0], counts)  # what was handed out has changed nothing
+    aside = Box(BOX.names, BOX.low, (*BOX.high[:2], 0.03))  # chi and -chi are not as likely
+    turned = Noisy(TRAIN, aside, 7.0, 5, 30, looks=2).block(0, 0)
+    assert torch.equal(turned.take(torch.tensor([0]))[0], turned.take(torch.tensor([27]))[0])
+
+
 @pytest.mark.parametrize(
     ("frames", "message"),
     [

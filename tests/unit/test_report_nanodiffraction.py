@@ -22,7 +22,14 @@ from matplotlib.figure import Figure
 from scatterflow import maps
 from scatterflow.config.loading import parse_run
 from scatterflow.errors import StoreError
-from scatterflow.report import mapsections, maptables, mapverdict, mapwords, style
+from scatterflow.report import (
+    mapframes,
+    mapsections,
+    maptables,
+    mapverdict,
+    mapwords,
+    style,
+)
 from scatterflow.report import nanodiffraction as reporting
 from scatterflow.report.figures import maps as drawing
 from scatterflow.report.gallery import Gallery, Picture, Section
@@ -78,8 +85,8 @@ def pictures(sections: list[Section]) -> list[Picture]:
 
 def test_every_section_is_there_and_keys_are_unique(sections: list[Section]) -> None:
     keys = [section.key for section in sections]
-    assert keys == ["accuracy", "maps-paper", "points-paper", "maps-particle", "points-particle", "agreement-particle",
-                    "film", "seeds", "latency"]  # fmt: skip
+    assert keys == ["accuracy", "maps-paper", "points-paper", "frames-particle", "maps-particle", "points-particle",
+                    "agreement-particle", "film", "seeds", "latency"]  # fmt: skip
     assert not any(section.missing for section in sections)
     assert len([p for section in sections if section.key.startswith("maps-") for p in section.pictures]) == 6
 
@@ -120,8 +127,9 @@ def test_every_colour_has_its_twin_on_dark_paper(figures: Path) -> None:
                     used.add(value.strip())
     # colour bars are images but for the arrows at their ends
     arrows = {to_hex(colormaps[name](end)) for name in ("PuOr", "cividis") for end in (0.0, 1.0)}
+    on_images = {drawing.ON_IMAGE, drawing.INK_ON_IMAGE}  # an image is the same on any paper
     assert len(used & set(style._DARK)) > 5
-    assert used <= set(style._DARK) | arrows, used - set(style._DARK) - arrows
+    assert used <= set(style._DARK) | arrows | on_images, used - set(style._DARK) - arrows - on_images
 
 
 def test_verdict_names_the_best_the_published_and_what_does_not_fit(found: dict[str, Any]) -> None:
@@ -176,7 +184,7 @@ def test_what_is_missing_names_its_command(scans: dict[str, xr.Dataset], tmp_pat
     assert "scatterflow infer" in reporting.sections({}, {}, gallery, 0)[0].missing.replace("snakemake", "scatterflow")
     bare = {"particle": scans["particle"].drop_dims("shown").drop_vars(["x_um", "y_um"])}
     found = {section.key: section for section in reporting.sections(bare, {}, gallery, 0)}
-    assert list(found) == ["accuracy", "maps-particle", "agreement-particle", "film"]
+    assert list(found) == ["accuracy", "frames-particle", "maps-particle", "agreement-particle", "film"]
     assert all("snakemake evaluate" in found[key].missing for key in ("accuracy", "agreement-particle", "film"))
     assert reporting.verdict({}) is None
     assert reporting.tiles({}) == []
@@ -300,3 +308,85 @@ def test_values_read_back_within_a_tenth_of_their_error(value: float, sd: float)
 @pytest.mark.parametrize("unit", ["1", "deg"])
 def test_zero_has_no_sign(unit: str) -> None:
     assert "\N{MINUS SIGN}" not in mapwords.scaled(-1e-9, 1e-4, unit, -1e-9)
+
+
+def test_the_cut_and_the_assumptions_of_a_measured_scan(sections: list[Section], scans: dict[str, xr.Dataset]) -> None:
+    made = next(section for section in sections if section.key == "frames-particle")
+    assert "rows 10 to 41 and columns 8 to 39" in made.lead
+    assert "Assumed: energy_kev" in made.lead
+    assert "46 µm out of focus" in made.lead
+    assert "z 14 to 45, y 6 to 37" in made.pictures[0].caption
+    assert "z 30.0, y 22.0" in made.pictures[0].caption, "the peak's centre, as it was made"
+    geometry, masked = made.tables
+    known = {name: entry for name, entry in made_scans.GEOMETRY.items() if entry["sd"]}
+    off = {name: abs(entry["config"] - entry["value"]) / entry["sd"] for name, entry in known.items()}
+    assert [name for name, by in off.items() if by > mapframes.AGREES] == ["energy_kev", "peak_width"]
+    # the width may be smaller than the estimate: who estimated it says that it agrees
+    assert [row[3].split(",")[0] for row in geometry.rows] == ["NO", "yes", "yes"]
+    assert [row[0] for row in geometry.rows] == ["energy_kev", "outer_zone_nm", "peak_width / pixel"]
+    assert geometry.notes[1] == "Not told by the frames: distance_mm<b> (degenerate)."
+    assert "The frames contradict the configuration: energy_kev by 5.0 errors." in made.lead
+    assert "does not explain these frames (7.0 % of their counts are left)" in made.lead
+    assert "Estimated from 96 frames" in geometry.notes[0]
+    assert [row for row in masked.rows if row[1] != "0"] == [["hot", "2"], ["in gaps between modules", "64"]]
+
+
+def test_scans_that_tell_nothing_of_their_frames_have_no_such_section(
+    scans: dict[str, xr.Dataset], tmp_path: Path
+) -> None:
+    assert mapframes.frames_section("paper", scans["paper"], Gallery(tmp_path, "film")) is None
+    given = scans["particle"].drop_vars("overview").assign_attrs(roi_rows="[1, 2]", estimated_geometry_missing="dark")
+    del given.attrs["roi_sigmas"], given.attrs["estimated_geometry"]
+    made = mapframes.frames_section("particle", given, Gallery(tmp_path, "film"))
+    assert made is not None
+    assert made.lead.startswith("Cut out, as configured: rows 1 to 2")
+    assert "could not be estimated from the frames: dark." in made.lead
+    assert not made.pictures
+
+
+@pytest.mark.parametrize("text", ["nothing", "[1]", '{"energy_kev": 3}', '{"energy_kev": {"value": "x", "sd": 1}}'])
+def test_an_estimated_geometry_of_another_form_is_refused(scans: dict[str, xr.Dataset], text: str) -> None:
+    with pytest.raises(StoreError, match="estimated_geometry of scan a must be a JSON object"):
+        mapframes.estimated_geometry(scans["particle"].assign_attrs(estimated_geometry=text), "a")
+
+
+def test_the_worst_seed_of_each_model_and_the_limit_are_marked() -> None:
+    nothing = {"model": "donut", "seed": 5, "ok": False, "why": "diverged"}
+    table = maptables.seeds([*SEEDS, {"model": "donut", "seed": 4, "ok": True, "ratio": {"strain": 1.4}}, nothing])
+    assert table is not None
+    marked = [row[0] for row in table.rows if "(worst)" in row[0]]
+    assert marked == ["lean, seed 2 (worst)", "donut, seed 5 (worst)"]
+    assert table.rows[-1][:2] == ["limit", f"{mapverdict.GOOD:g}"]
+    assert table.rows[1][1:] == ["9.00", "\N{EN DASH}", "failed: stayed on the plateau"]
+
+
+def test_every_pair_of_estimators_stands_in_the_matrix(found: dict[str, Any], figures: Path) -> None:
+    agreement = found["scans"]["particle"]["agreement"]
+    parameter = "chi_deg"
+    drawn = (figures / f"film-particle-agreement-matrix-{parameter}.svg").read_text(encoding="utf-8")
+    texts = {node.text for node in ElementTree.fromstring(drawn).iter() if node.tag.endswith("text")}
+    matrix = agreement["parameters"][parameter]["pearson"]
+    pairs = [matrix[i][j] for i in range(len(matrix)) for j in range(i)]
+    assert len(pairs) == 6
+    for value in pairs:
+        assert f"{value:.2f}".replace("-", "\N{MINUS SIGN}") in texts
+
+
+def test_deviances_of_all_estimators_of_a_measured_scan_stand_beside_each_other(
+    sections: list[Section], found: dict[str, Any]
+) -> None:
+    film = next(section for section in sections if section.key == "film")
+    assert len(film.pictures) == 3, "a map of each of two scans, and the deviances of the measured one"
+    entries = found["scans"]["particle"]["goodness"]["estimators"]
+    assert len(entries) == 4
+    for name, entry in entries.items():
+        assert f"{name} {entry['quantiles']['50']:.2f}" in film.pictures[2].caption
+
+
+def test_numbers_of_points_do_not_overlap_and_stay_near() -> None:
+    points = np.array([[0.0, 0.0], [0.0, 0.0], [0.1, 0.0], [5.0, 5.0]])
+    moved = drawing.apart(points, 1.0)
+    between = np.hypot(*(moved[:, None] - moved).transpose(2, 0, 1))[~np.eye(4, dtype=bool)]
+    assert between.min() > 0.9
+    np.testing.assert_array_equal(moved[3], points[3])
+    assert np.abs(moved - points).max() < 2

@@ -17,10 +17,10 @@ from fabio.tifimage import TifImage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scatterflow.config.scan import ScanConfig
+from scatterflow.config.scan import ExitAngle, ScanConfig
 from scatterflow.errors import ConfigError, FrameError
-from scatterflow.preprocess.bragg import bin_mask, bin_sums, defects, find_peak, module_gaps
-from scatterflow.scan import map_coordinates, read_scan
+from scatterflow.preprocess.bragg import bin_mask, bin_sums, centroid, defects, find_peak, module_gaps
+from scatterflow.scan import OVERVIEW, map_coordinates, overview, read_scan, turned
 
 SHAPE, POINTS = (60, 52), (3, 4)
 PEAK = (33, 20)  # row and column as stored
@@ -301,3 +301,57 @@ def test_memory_does_not_grow_with_the_frames(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100 * whole + 8 * 300 * 120 < values.nbytes / 4
+
+
+@pytest.mark.parametrize("shape", [(450, 310), (61, 200), (33, 40)])
+def test_the_overview_is_the_mean_frame_in_blocks(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(2)
+    cause = rng.choice(np.array([0, 0, 0, 1, 2], dtype=np.int8), shape)
+    cause[:6, :6] = 1  # a block without any valid pixel
+    dims = ("z_frame", "y_frame")
+    whole = xr.Dataset(
+        {"overview": (dims, rng.random(shape)), "overview_mask": (dims, cause == 0), "overview_cause": (dims, cause)},
+        attrs={"roi": [10, 29, 8, 31]},
+    )
+    whole["overview_cause"].attrs["flag_meanings"] = "valid hot gap"
+    found = xr.Dataset(overview(whole))
+    block = found["overview"].attrs["block"]
+    assert max(found["overview"].shape) <= OVERVIEW
+    parts = dict.fromkeys(dims, block)
+    mean = whole["overview"].where(whole["overview_mask"]).coarsen(parts, boundary="pad").mean()
+    np.testing.assert_allclose(found["overview"], mean, rtol=1e-6)
+    assert np.isnan(found["overview"][0, 0])
+    np.testing.assert_array_equal(found["overview_cause"], whole["overview_cause"].coarsen(parts, boundary="pad").max())
+    places = xr.DataArray(np.arange(shape[0]), dims="z_frame").coarsen(z_frame=block, boundary="trim").mean()
+    np.testing.assert_allclose(found["z_overview"][: len(places)], places)
+    assert 10 <= found["overview"].attrs["centre"][0] <= 29
+    assert 8 <= found["overview"].attrs["centre"][1] <= 31
+
+
+@pytest.mark.parametrize("exit_angle", ["up", "left"])
+def test_the_overview_shows_what_the_cut_holds(tmp_path: Path, exit_angle: ExitAngle) -> None:
+    values = frames(48)
+    values[:, :, 24:27] = np.random.default_rng(1).poisson(0.1, values[:, :, 24:27].shape)  # a gap beside the peak
+    values[:, 30, 18] = 500  # hot
+    scan = read(write(tmp_path / "scan.h5", values), map_shape=(6, 8), binning=1, exit_angle=exit_angle)
+    first_z, last_z, first_y, last_y = scan.attrs["roi"]
+    window = {"z_frame": slice(first_z, last_z + 1), "y_frame": slice(first_y, last_y + 1)}
+    cut = {name: scan[name].isel(window).values for name in ("overview", "overview_mask", "overview_cause")}
+    np.testing.assert_allclose(
+        np.where(cut["overview_mask"], cut["overview"], 0), scan["counts"].mean("point"), rtol=1e-6
+    )
+    names = scan["overview_cause"].attrs["flag_meanings"].split()
+    found = {name: int((cut["overview_cause"] == number).sum()) for number, name in enumerate(names) if number}
+    assert found == {name: scan.attrs[f"masked_{name}"] for name in found}
+    assert found["hot"] == 1
+    assert found["gap"] > 0
+    shown = overview(scan)["overview"].attrs
+    peak = np.zeros(SHAPE)
+    peak[PEAK] = 1
+    z, y = np.argwhere(turned(peak, exit_angle))[0]
+    assert shown["centre"] == pytest.approx([z, y], abs=1.0)
+    assert shown["roi"] == [first_z, last_z, first_y, last_y]
+
+
+def test_a_cut_without_counts_above_background_has_its_centre_in_the_middle() -> None:
+    assert centroid(np.full((20, 20), -1.0), (2, 4), (5, 7)).tolist() == [4.0, 7.0]

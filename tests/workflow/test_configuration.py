@@ -29,9 +29,10 @@ def test_the_demo_is_the_default(untouched: Checkout) -> None:
 
 
 def test_paper_replaces_the_demo(untouched: Checkout) -> None:
-    """All four studies, and none of the demo's options: --configfile never merges."""
+    """All six studies, and none of the demo's options: --configfile never merges."""
     paper = untouched.folder / "config" / "paper.yaml"
-    assert len(yaml.safe_load(paper.read_text())["studies"]) == 4
+    kinds = [study["kind"] for study in yaml.safe_load(paper.read_text())["studies"].values()]
+    assert (kinds.count("multilayer"), kinds.count("nanodiffraction")) == (4, 2)
     assert untouched.jobs(configfile="config/paper.yaml") == expected_jobs(paper)
 
 

@@ -7,13 +7,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from scatterflow.config.base import Section, option
-from scatterflow.config.nanodiffraction import DONUT
-from scatterflow.config.training import PhaseConfig
-
-LUO = "Luo et al. 2025, Sci. Rep. 15, 21736"
+from scatterflow.config.nanodiffraction import DONUT, LUO
+from scatterflow.config.training import HardwareConfig, PhaseConfig
 
 
-class RegressorTrainingConfig(PhaseConfig):
+class RegressorPhaseConfig(PhaseConfig, HardwareConfig):
     """One optimisation of an estimator, and the hardware that it uses."""
 
     epochs: int = option(60, ge=1, help="passes over the training frames at most")
@@ -26,29 +24,36 @@ class RegressorTrainingConfig(PhaseConfig):
     weight_decay: float = option(1e-3, ge=0, help="decoupled weight decay of AdamW, on weights but not on biases")
     batch_size: int = option(256, ge=2, help="frames per step and device")
     patience: int = option(1000, ge=1, help="stop after this many epochs without a better validation loss")
-    accelerator: Literal["auto", "cpu", "gpu"] = option(
-        "auto", help="processor that trains; auto: a GPU if there is one"
-    )
-    devices: int = option(1, ge=1, help="number of processors of this kind that train together")
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = option(
-        "32-true", help="number format, in Lightning's words"
-    )
-    threads: int = option(1, ge=1, help="processor threads; the same number gives the same weights bit by bit")
-    checkpoint_every: int = option(1, ge=1, help="epochs between checkpoints, from which a killed training continues")
-    checkpoint_minutes: float = option(
-        10.0, gt=0, unit="min", help="after so long a checkpoint is written in the middle of an epoch, too"
-    )
     block: int = option(4096, ge=2, help="frames whose counting noise is drawn at a time; memory holds three blocks")
 
 
-class LeanTrainingConfig(RegressorTrainingConfig):
-    """The same for the lean encoder, whose steps are cheap."""
+class RegressorTrainingConfig(RegressorPhaseConfig):
+    """The optimisation that an estimator begins with."""
 
+    seed: int = option(
+        0,
+        ge=0,
+        lt=2**31,
+        help="trains another member of an ensemble: other starting weights, noise and order of the same simulations",
+    )
+
+
+class LeanTrainingConfig(RegressorTrainingConfig):
+    """The same for the lean encoder, whose steps cost less than the noise of their frames."""
+
+    epochs: int = option(15, ge=1, help="passes over the training frames at most, each with `looks` at every frame")
+    looks: int = option(
+        4,
+        ge=1,
+        le=100,
+        help="steps that see a frame, and its mirror image in turns where chi is as likely as -chi, before its counting "
+        "noise is drawn anew",
+    )
     learning_rate: float = option(2e-3, gt=0, lt=1, help="learning rate at the start")
     batch_size: int = option(128, ge=2, help="frames per step and device")
 
 
-class LeanFramesConfig(RegressorTrainingConfig):
+class LeanFramesConfig(RegressorPhaseConfig):
     """The training that goes on with frames without labels: their likelihood under the forward model."""
 
     epochs: int = option(20, ge=1, help="passes over the frames at most")
@@ -131,7 +136,11 @@ class DonutConfig(Section):
     @classmethod
     def _recipe(cls, given: Any) -> Any:
         """The recipe `code` has another size of batches, unless one is given."""
-        if not isinstance(given, dict) or given.get("recipe") != "code":
+        if not isinstance(given, dict):
+            return given
+        # what passed through here is no JSON any more, and strict validation wants tuples of Python
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+        if given.get("recipe") != "code":
             return given
         training = given.get("training", {})
         if isinstance(training, dict):

@@ -158,6 +158,16 @@ class NanodiffractionConfig(StudyConfig):
             raise ValueError("prior.film_thickness_nm: the library has three parameters; use sampling: random")
         return self
 
+    @model_validator(mode="after")
+    def _slopes(self) -> Self:
+        steps = self.film.peak_shape == "box" and self.forward.ring_upsampling is not None
+        if steps and ("likelihood" in self.baselines.methods or self.test_scans):
+            raise ValueError(
+                "film.peak_shape: a box on a ring of points has no slopes, which likelihood and test_scans need; leave "
+                "forward.ring_upsampling out, or both of them"
+            )
+        return self
+
 
 class RunConfig(Section):
     """One configuration file is one run."""

@@ -6,16 +6,16 @@ import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
-from pydantic import TypeAdapter, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
 from scatterflow.config.base import Section, option
-from scatterflow.config.model import ModelConfig
 
 MOST = 10_000  # trials: as one campaign, a Slurm array after the other
 Value = bool | int | float | str | tuple[int, ...] | None
-_MODEL = TypeAdapter[ModelConfig](ModelConfig)
+_KINDS = ("kind", "network")  # options that say what a model is
+Model = TypeVar("Model", bound=Section)
 
 
 class RangeConfig(Section):
@@ -86,14 +86,14 @@ class SweepConfig(Section):
         sizes = [len(values) for values in self.space.values() if not isinstance(values, RangeConfig)]
         return self.seeds * (self.trials if self.trials is not None else math.prod(sizes))
 
-    def check(self, models: Mapping[str, ModelConfig]) -> None:
+    def check(self, models: Mapping[str, Section]) -> None:
         """Raise ValueError where the sweep does not fit the study's models."""
         if self.model not in models:
             raise ValueError(f"sweep.model must be one of {sorted(models)}, got {self.model!r}")
         model = models[self.model]
         known = [".".join(path) for path in _paths(model.model_dump(mode="json"))]
         for key, values in self.space.items():
-            if key == "kind" or key not in known:
+            if key in _KINDS or key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
                 remedy = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
                 raise ValueError(f"sweep.space: {key} is no option of model {self.model!r} that can vary; {remedy}")
@@ -101,7 +101,7 @@ class SweepConfig(Section):
                 varied(model, {key: value})
 
 
-def varied(model: ModelConfig, settings: Mapping[str, Value]) -> ModelConfig:
+def varied(model: Model, settings: Mapping[str, Value]) -> Model:
     """The model with other values for some options, by dotted path. Raises ValueError where they are not valid."""
     content = model.model_dump(mode="json")
     for key, value in settings.items():
@@ -111,14 +111,14 @@ def varied(model: ModelConfig, settings: Mapping[str, Value]) -> ModelConfig:
             section = section[parent]
         section[last] = value
     try:
-        return _MODEL.validate_json(json.dumps(content), strict=True)
+        return type(model).model_validate_json(json.dumps(content), strict=True)
     except ValidationError as error:
         text = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
         told = ", ".join(f"{key}={value}" for key, value in settings.items())
         raise ValueError(f"sweep.space: {told}: {text[0].lower()}{text[1:]}") from None
 
 
-def takes_fractions(model: ModelConfig, key: str, values: RangeConfig) -> bool:
+def takes_fractions(model: Section, key: str, values: RangeConfig) -> bool:
     """True if the option takes numbers between whole ones."""
     middle = (values.low + values.high) / 2
     if middle == int(middle):

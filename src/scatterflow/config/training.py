@@ -11,6 +11,23 @@ A2 = "arXiv 2210.01543, A.2"
 MACHINE = ("accelerator", "devices", "checkpoint_every", "checkpoint_minutes")
 
 
+class HardwareConfig(Section):
+    """The hardware that a model is trained on, and how safely."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = option(
+        "auto", help="processor that trains; auto: a GPU if there is one"
+    )
+    devices: int = option(1, ge=1, help="number of processors of this kind that train together")
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = option(
+        "32-true", help="number format, in Lightning's words"
+    )
+    threads: int = option(1, ge=1, help="processor threads; the same number gives the same weights bit by bit")
+    checkpoint_every: int = option(1, ge=1, help="epochs between checkpoints, from which a killed training continues")
+    checkpoint_minutes: float = option(
+        10.0, gt=0, unit="min", help="after so long a checkpoint is written in the middle of an epoch, too"
+    )
+
+
 class PhaseConfig(Section):
     """One optimisation with AdamW. The weights with the best validation loss are kept."""
 
@@ -52,7 +69,7 @@ class CvaePhaseConfig(PhaseConfig):
     )
 
 
-class TrainingConfig(Section):
+class TrainingConfig(HardwareConfig):
     """Order of the optimisations, the data that they see and the hardware that they use."""
 
     mode: Literal["separate", "joint"] = option(
@@ -74,18 +91,6 @@ class TrainingConfig(Section):
         ge=2,
         help="rows that are read or made at a time, unless resident; memory holds three blocks at most (the one in use, "
         "the one that is being made and the rest of the one before), and rows are shuffled within a block",
-    )
-    accelerator: Literal["auto", "cpu", "gpu"] = option(
-        "auto", help="processor that trains; auto: a GPU if there is one"
-    )
-    devices: int = option(1, ge=1, help="number of processors of this kind that train together")
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = option(
-        "32-true", help="number format, in Lightning's words"
-    )
-    threads: int = option(1, ge=1, help="processor threads; the same number gives the same weights bit by bit")
-    checkpoint_every: int = option(1, ge=1, help="epochs between checkpoints, from which a killed training continues")
-    checkpoint_minutes: float = option(
-        10.0, gt=0, unit="min", help="after so long a checkpoint is written in the middle of an epoch, too"
     )
     seed: int = option(
         0,

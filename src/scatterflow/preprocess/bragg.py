@@ -89,7 +89,7 @@ def find_peak(total: NDArray[np.float64], valid: Mask, window: tuple[int, int]) 
     if sigmas < PEAK_SIGMAS:
         return None
     rows, columns = np.nonzero(gained >= gained[best] - 2 * noise[best])
-    first, corner = _centroid(above, (int(best[0]), int(best[1])), window), np.array([window[0] - 1, window[1] - 1]) / 2
+    first, corner = centroid(above, (int(best[0]), int(best[1])), window), np.array([window[0] - 1, window[1] - 1]) / 2
     distance = np.hypot(rows + corner[0] - first[0], columns + corner[1] - first[1])
     nearest = int(np.argmin(distance))
     z, y = int(rows[nearest]), int(columns[nearest])
@@ -103,9 +103,11 @@ def _window_sums(values: NDArray[np.float64], window: tuple[int, int]) -> NDArra
     return np.asarray(sums[rows:, columns:] - sums[:-rows, columns:] - sums[rows:, :-columns] + sums[:-rows, :-columns])
 
 
-def _centroid(above: NDArray[np.float64], corner: tuple[int, int], window: tuple[int, int]) -> NDArray[np.float64]:
-    """Centroid (z, y) of the counts above background in a window."""
+def centroid(above: NDArray[np.float64], corner: tuple[int, int], window: tuple[int, int]) -> NDArray[np.float64]:
+    """Centroid (z, y) of the counts above background in a window; its middle where none are."""
     part = np.maximum(above[corner[0] : corner[0] + window[0], corner[1] : corner[1] + window[1]], 0.0)
+    if not part.any():
+        part = np.ones(window)
     rows, columns = (np.arange(n) for n in part.shape)
     centre = np.array([part.sum(1) @ rows, part.sum(0) @ columns]) / part.sum()
     return np.asarray(centre + corner)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,15 +11,17 @@ from numpy.typing import NDArray
 
 from scatterflow import maps
 from scatterflow.report import maptables
+from scatterflow.report.figures import mapagreement
 from scatterflow.report.figures import maps as drawing
 from scatterflow.report.gallery import Gallery, Picture, Section
 from scatterflow.report.mapwords import count, joined, scaled, sized, upper
-from scatterflow.report.numbers import percent, significant
+from scatterflow.report.numbers import NONE, minus, significant
 from scatterflow.report.style import Style
 
 Array = NDArray[np.float64]
 Scans = Mapping[str, xr.Dataset]
 EVALUATE = "Nothing to show: run `snakemake evaluate`."
+_SAME = 1e-9  # of the values: what varies less is rounding
 
 
 def in_order(scans: Scans) -> list[tuple[str, xr.Dataset]]:
@@ -72,7 +73,11 @@ def maps_section(name: str, scan: xr.Dataset, gallery: Gallery, seed: int) -> Se
             spread = (values if error is None else error)[use]
             spread = spread[np.isfinite(spread)]
             if spread.size:
-                words.append(f"{estimator} {sized(float(spread.std()), its)}")
+                size_of = float(spread.std())
+                varies = known or size_of > _SAME * float(
+                    np.abs(values[use]).max(initial=0.0, where=np.isfinite(values[use]))
+                )
+                words.append(f"{estimator} {sized(size_of, its) if varies else 'the same everywhere'}")
             if parameter in relative:
                 values = values - np.nanmedian(values[use] if np.isfinite(values[use]).any() else values)
             rows.append(drawing.MapRow(estimator, values, error, sd if np.isfinite(sd).any() else None))
@@ -95,24 +100,8 @@ def maps_section(name: str, scan: xr.Dataset, gallery: Gallery, seed: int) -> Se
     counts = "; ".join(f"{number:,} of {use.size:,} {status}" for status, number in _status(scan).items())
     source = f" Source: {scan.attrs['source']}." if scan.attrs.get("source") else ""
     origin = f"Simulated, seed {seed}" if known else "Measured"
-    lead = f"{origin}, {size}: {counts}.{source}{_geometry(scan)}"
+    lead = f"{origin}, {size}: {counts}.{source}"
     return Section(f"maps-{name}", f"Maps: {title}", lead, pictures)
-
-
-def _geometry(scan: xr.Dataset) -> str:
-    """What is assumed of a measured scan's geometry, and how much of its tilts may be the beam's own divergence."""
-    words = []
-    remarks = json.loads(str(scan.attrs.get("geometry", "{}")))
-    assumed = [f"{key} ({told})" for key, told in remarks.items() if "assumed" in str(told).lower()]
-    if assumed:
-        words.append(f"Assumed: {', '.join(assumed)}.")
-    if "defocus_um" in scan.attrs:
-        words.append(
-            f"{percent(float(scan.attrs['defocus_explained']))} of the spot's movement is linear in the position, as if "
-            f"the sample stood {significant(abs(float(scan.attrs['defocus_um'])), 2)} µm out of focus: "
-            "that part of the tilts may be the beam's divergence."
-        )
-    return "".join(f" {word}" for word in words)
 
 
 def _status(scan: xr.Dataset) -> dict[str, int]:
@@ -233,7 +222,7 @@ def agreement_section(
         }
         if not others or not np.isfinite(values[reference]).any():
             continue
-        words = {e: f", r = {matrices['pearson'][place][_at(found, e)]:.2f}" for e in others}
+        words = {e: f", r = {_two(matrices['pearson'][place][_at(found, e)])}" for e in others}
         said = joined([f"{e}{words[e]}" for e in others])
         pictures.append(
             gallery.add(
@@ -246,8 +235,35 @@ def agreement_section(
                 "signal, evenly thinned where there are many.",
             )
         )
+    for parameter, matrices in found["parameters"].items():
+        pearson, in_errors = (np.array(matrices[key], dtype=float) for key in ("pearson", "rms_in_sd"))
+        if not np.isfinite(pearson[~np.eye(len(pearson), dtype=bool)]).any():
+            continue
+        name_of = drawing.symbol(parameter)
+        pictures.append(
+            gallery.add(
+                f"{name}-agreement-matrix-{parameter}",
+                mapagreement.matrix(found["estimators"], pearson, in_errors, upper(name_of)),
+                f"Agreement of every pair of estimators in {name_of}: Pearson r below the diagonal, rms difference over "
+                "the stated errors above it; the table has the numbers.",
+                f"{upper(name_of)}, every pair: Pearson r (colour), and rms difference over the errors that both state, "
+                f"added in squares; these explain up to 1. {NONE}: an answer does not vary, or states no error.",
+            )
+        )
     tables = [maptables.agreement(found)]
     return Section(f"agreement-{name}", title, maptables.agreement_lead(found, reference), pictures, tables=tables)
+
+
+def _two(value: float) -> str:
+    return minus(f"{value:.2f}")
+
+
+def _deviances(found: Mapping[str, Any]) -> dict[str, mapagreement.Deviance]:
+    return {
+        name: mapagreement.Deviance(at["5"], at["50"], at["95"], entry["threshold"])
+        for name, entry in found["estimators"].items()
+        if (at := entry["quantiles"])
+    }
 
 
 def _at(found: Mapping[str, Any], estimator: str) -> int:
@@ -255,7 +271,7 @@ def _at(found: Mapping[str, Any], estimator: str) -> int:
     return estimators.index(estimator)
 
 
-def film_section(scans: Scans, judged: Mapping[str, Any], gallery: Gallery) -> Section:
+def film_section(scans: Scans, judged: Mapping[str, Any], styles: Mapping[str, Style], gallery: Gallery) -> Section:
     """Where the reconstructions do not reproduce the frames."""
     title = "Is the sample a film at all?"
     if not judged:
@@ -279,9 +295,22 @@ def film_section(scans: Scans, judged: Mapping[str, Any], gallery: Gallery) -> S
                 png=True,
             )
         )
+        if not maps.simulated(scan) and len(known := _deviances(found)) > 1:
+            medians = joined([f"{estimator} {significant(entry.median)}" for estimator, entry in known.items()])
+            told = judged[name]["title"]
+            pictures.append(
+                gallery.add(
+                    f"{name}-deviances",
+                    mapagreement.deviances(known, styles),
+                    f"Median, 5 % and 95 % quantiles of the deviance by every estimator, over {told}: {medians}.",
+                    f"{upper(told)}, every estimator: median and central 90 % of the deviances over their expectation; "
+                    f"dashed: the threshold. Medians: {medians}.",
+                )
+            )
     table = maptables.goodness(judged)
+    number = sum(name in judged for name in scans)
     lead = (
-        f"{count(len(pictures), 'scan')}. Where frames are not reproduced, strain and tilt of a film mean nothing. Points "
+        f"{count(number, 'scan')}. Where frames are not reproduced, strain and tilt of a film mean nothing. Points "
         f"with less than {100 * maps.SIGNAL:g} % of the brightest ones' counts are left out: any model fits the dark."
     )
     return Section("film", title, lead, pictures, tables=[table])

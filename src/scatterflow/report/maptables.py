@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from scatterflow import maps
 from scatterflow.report.figures.maps import Score, symbol
 from scatterflow.report.figures.posterior import axis_label
 from scatterflow.report.mapverdict import GOOD
-from scatterflow.report.mapwords import exponent, joined
+from scatterflow.report.mapwords import exponent, joined, upper
 from scatterflow.report.numbers import NONE, minus, percent, significant
 from scatterflow.report.tables import Table
 
@@ -148,7 +149,7 @@ def agreement_lead(found: Found, reference: str) -> str:
             words.append(f"{symbol(parameter)} with {other} (r = {minus(f'{row[other]:.2f}')})")
     if not words:
         return "There is nothing to compare."
-    return f"No truth is known here. {reference}, compared with the others, agrees best in {joined(words)}."
+    return f"No truth is known here. {upper(reference)}, compared with the others, agrees best in {joined(words)}."
 
 
 def goodness(judged: Found) -> Table:
@@ -173,13 +174,25 @@ def seeds(found: Sequence[Found]) -> Table | None:
     if not found:
         return None
     parameters = list(dict.fromkeys(p for entry in found for p in entry.get("ratio", {})))
+    worst = [max((e for e in found if e["model"] == model), key=_worst_ratio) for model in
+             dict.fromkeys(entry["model"] for entry in found)]  # fmt: skip
     rows = [
-        [f"{entry['model']}, seed {entry['seed']}", *(_ratio_of(entry, p) for p in parameters),
+        [f"{entry['model']}, seed {entry['seed']}{' (worst)' if any(entry is each for each in worst) else ''}",
+         *(_ratio_of(entry, p) for p in parameters),
          _seconds(entry.get("seconds")), "succeeded" if entry["ok"] else f"failed: {entry.get('why', '')}"]
         for entry in found
     ]  # fmt: skip
-    notes = [f"Sd of the error over the Cramér\N{EN DASH}Rao bound; success: at most {GOOD:g} for every parameter."]
+    rows.append(["limit", *[f"{GOOD:g}"] * len(parameters), NONE, NONE])
+    notes = [
+        f"Sd of the error over the Cramér\N{EN DASH}Rao bound; success: at most {GOOD:g} for every parameter. Worst: the "
+        "seed of each model whose largest ratio is largest, or that has none."
+    ]
     return Table("Seeds", ["model, seed", *(symbol(p) for p in parameters), "training", "outcome"], rows, notes)
+
+
+def _worst_ratio(entry: Found) -> float:
+    known = [value for value in entry.get("ratio", {}).values() if value is not None]
+    return max(known, default=math.inf)
 
 
 def _ratio_of(entry: Found, parameter: str) -> str:

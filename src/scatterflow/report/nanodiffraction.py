@@ -8,19 +8,29 @@ from typing import Any
 
 import xarray as xr
 
-from scatterflow import maps
+from scatterflow import landscape, maps
 from scatterflow.errors import StoreError
+from scatterflow.nanodiffraction import NanodiffractionStudy
 from scatterflow.products import read_json
-from scatterflow.report import mapsections, maptables, mapverdict, tables
+from scatterflow.report import (
+    mapconvergence,
+    mapframes,
+    maplandscape,
+    mapsections,
+    maptables,
+    mapverdict,
+    sweeps,
+    tables,
+)
 from scatterflow.report.costs import study_costs
 from scatterflow.report.figures import maps as drawing
 from scatterflow.report.figures import overview
 from scatterflow.report.gallery import Gallery, Section
 from scatterflow.report.mapsections import Scans
 from scatterflow.report.metrics import Cost, StudyMetrics, Verdict
-from scatterflow.report.numbers import percent, seconds, significant
+from scatterflow.report.numbers import percent, seconds
 from scatterflow.report.page import StudyPage, Tile
-from scatterflow.report.products import Missing, read_history
+from scatterflow.report.products import Missing, read_history, read_sweep
 from scatterflow.report.style import estimator_styles
 from scatterflow.study import Study
 
@@ -32,6 +42,7 @@ def page(study: Study, folder: Path, gallery: Gallery) -> StudyPage:
 
     What is not there is listed as missing. Raises StoreError for damaged products.
     """
+    assert isinstance(study, NanodiffractionStudy)  # the caller's other kind has a page of its own
     missing: list[Missing] = []
 
     def there(relative: str, what: str, command: str) -> Path | None:
@@ -55,16 +66,19 @@ def page(study: Study, folder: Path, gallery: Gallery) -> StudyPage:
     for model in study.config.models:
         if path := there(f"models/{model}/history.csv", f"losses of model {model}", "snakemake train"):
             histories[model] = read_history(path)
+    swept = None
+    if study.config.sweep is not None and (
+        path := there("sweep/manifest.json", "results of the sweep", "snakemake sweep")
+    ):
+        swept = read_sweep(path)
+        found |= {"seeds": sweeps.seeds(swept), "sweep": swept.model_dump(mode="json")}
     composed = sections(scans, found, gallery, study.seed)
+    if (path := folder / "evaluate" / landscape.FILE).exists():
+        composed.append(maplandscape.section(landscape.read(path), gallery))
     if histories:
-        pictures = []
-        for model, history in histories.items():
-            lowest = significant(float(history["val_loss"].min()), 4)
-            words = f"{model}: {len(history)} epochs, lowest validation loss {lowest}, seed {study.seed}."
-            figure = overview.losses(history)
-            said = f"Training and validation loss against epoch. {words}"
-            pictures.append(gallery.add(f"losses-{model}", figure, said, words))
-        composed.append(Section("training", "Training", pictures=pictures))
+        composed.append(mapconvergence.section(histories, study.config.models, gallery, study.seed))
+    if (section := sweeps.section(study.config, swept)) is not None:
+        composed.append(section)
     if costs := study_costs(folder):
         found |= {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
         composed.append(_costs(costs, gallery))
@@ -130,12 +144,14 @@ def sections(scans: Scans, found: Mapping[str, Any], gallery: Gallery, seed: int
     }
     result = [mapsections.accuracy_section(scans, judged, found.get("published", {}), styles, gallery, seed)]
     for name, scan in mapsections.in_order(scans):
+        if (cut := mapframes.frames_section(name, scan, gallery)) is not None:
+            result.append(cut)
         result.append(mapsections.maps_section(name, scan, gallery, seed))
         if scan.sizes.get("shown", 0):
             result.append(mapsections.points_section(name, scan, gallery))
         if not maps.simulated(scan):
             result.append(mapsections.agreement_section(name, scan, judged.get(name), styles, gallery))
-    result.append(mapsections.film_section(scans, judged, gallery))
+    result.append(mapsections.film_section(scans, judged, styles, gallery))
     result += [
         Section(key, title, lead, tables=[table])
         for key, title, lead, table in (

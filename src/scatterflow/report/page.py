@@ -92,7 +92,7 @@ def study_page(products: Products, gallery: Gallery, shown: int = _EXAMPLES) -> 
         quality.training(products, gallery),
         quality.costs(products, gallery),
     ]
-    if (found := sweeps.section(products)) is not None:
+    if (found := sweeps.section(products.study.config, products.sweep)) is not None:
         sections.insert(-1, found)
     study = products.study
     verdict, identity = study_verdict(products.metrics), {"simulations": study.simulation_identity()}

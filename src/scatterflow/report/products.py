@@ -12,6 +12,7 @@ import xarray as xr
 from pydantic import TypeAdapter, ValidationError
 
 from scatterflow.errors import StoreError
+from scatterflow.hdf5 import open_readable
 from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import read_json
 from scatterflow.report.costs import study_costs
@@ -56,7 +57,7 @@ class Products:
 def read_groups(path: Path, remedy: str) -> dict[str, xr.Dataset]:
     """All groups of a NetCDF file by name, in memory. Raises StoreError if it is damaged."""
     try:
-        with h5py.File(path, "r") as file:
+        with open_readable(path) as file:
             names = [name for name, item in file.items() if isinstance(item, h5py.Group)]
         groups = {}
         for name in names:
@@ -115,7 +116,7 @@ def read_products(study: MultilayerStudy, folder: Path) -> Products:
     if study.config.sweep is not None and (
         path := there("sweep/manifest.json", "results of the sweep", "snakemake sweep")
     ):
-        sweep = _read_sweep(path)
+        sweep = read_sweep(path)
         raw = raw | {"sweep": sweep.model_dump(mode="json")}
     frames, frame_arrays = list(metrics.frames), {}
     wanted = [name for frame_set in study.config.inference.frames for name in frame_set.files]
@@ -140,7 +141,8 @@ def _cross_check(path: Path, content: Any) -> CrossCheck:
         raise StoreError(f"{place} in {path}", what["msg"], str(what["input"])[:80], remedy) from None
 
 
-def _read_sweep(path: Path) -> SweepManifest:
+def read_sweep(path: Path) -> SweepManifest:
+    """The manifest of a sweep. Raises StoreError if it is damaged."""
     remedy = "run `scatterflow sweep` again"
     try:
         return SweepManifest.model_validate_json(path.read_bytes())

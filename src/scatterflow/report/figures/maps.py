@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from scatterflow.report.figures.detector import hatch_background
 from scatterflow.report.figures.posterior import axis_label, power
+from scatterflow.report.numbers import minus
 from scatterflow.report.style import GRID, INK, MUTED, PAPER, WIDTH, Style, blank, legend_above, styled
 
 Array = NDArray[np.float64]
@@ -25,8 +26,13 @@ SYMBOLS = {
 }
 _SIGNED = ("strain", "omega_deg", "chi_deg")  # their zero means something
 _ROBUST = 0.98  # of the absolute values lie within a colour scale
-_DIVERGING = "PuOr"
+DIVERGING = "PuOr"
+ON_IMAGE, INK_ON_IMAGE = "#fefefe", "#1f2329"  # as light and dark on dark paper: so is the image below
 _SCATTERED = 400  # points drawn per pair of estimators
+_APART = 0.13  # of the height of a map: numbers of points do not overlap then
+
+
+SHORT = FuncFormatter(lambda value, _: minus(f"{value:g}"))  # 0 and not 0.00: labels of small panels must not touch
 
 
 class Extent(NamedTuple):
@@ -100,6 +106,7 @@ def _bar(figure: Figure, drawn: AxesImage, axes: Sequence[Axes], label: str, lim
     bar.set_label(label)
     bar.outline.set_visible(False)
     bar.ax.locator_params(nbins=4)
+    bar.ax.xaxis.set_major_formatter(SHORT)
 
 
 @styled
@@ -120,7 +127,7 @@ def parameter_maps(
     limit = span(rows[0].values) * 1.1 if bound else _median_span([row.values[use] for row in rows])
     scales: list[tuple[str, dict[str, Any]]] = []
     if parameter in _SIGNED:
-        scales.append((symbol(parameter), {"vmin": -limit, "vmax": limit, "cmap": _DIVERGING}))
+        scales.append((symbol(parameter), {"vmin": -limit, "vmax": limit, "cmap": DIVERGING}))
     else:
         # a lost estimator must not set this scale either
         reference = rows[0].values if bound else np.median([row.values[use] for row in rows], axis=0)
@@ -130,7 +137,7 @@ def parameter_maps(
         scales.append((symbol(parameter), {"vmin": float(low) - margin, "vmax": float(high) + margin}))
     if residuals:
         typical = _median_span([row.error for row in rows if row.error is not None])
-        scales.append(("error", {"vmin": -typical, "vmax": typical, "cmap": _DIVERGING}))
+        scales.append(("error", {"vmin": -typical, "vmax": typical, "cmap": DIVERGING}))
     stated = _median_span([row.sd if bound else row.sd[use] for row in rows if row.sd is not None])
     scales.append(("stated sd", {"vmin": 0.0, "vmax": 1.15 * stated}))
     for column, (what, scale) in enumerate(scales):
@@ -165,17 +172,46 @@ def parameter_maps(
     return figure
 
 
+def apart(points: Array, least: float) -> Array:
+    """Points (point, 2) moved away from each other until they are at least `least` apart, or nearly so."""
+    moved = points.copy()
+    for _ in range(100):
+        between = moved[:, None] - moved
+        distance = np.hypot(between[..., 0], between[..., 1])
+        np.fill_diagonal(distance, np.inf)
+        lack = np.clip(least - distance, 0, None)
+        if not lack.any():
+            break
+        angle = np.arange(len(points))  # those at one place part in different directions
+        aside = np.stack([np.cos(angle), np.sin(angle)], axis=-1) * 1e-3 * least
+        moved = moved + (between / np.maximum(distance, 1e-9 * least)[..., None] * lack[..., None]).sum(1) / 2
+        moved[(distance == 0).any(1)] += aside[(distance == 0).any(1)]
+    return moved
+
+
 @styled
 def marked_map(values: Array, label: str, extent: Extent, points: Sequence[tuple[float, float]]) -> Figure:
-    """A map (row, column) with numbered points (x, y)."""
+    """A map (row, column) with numbered points (x, y); numbers of neighbours move apart."""
     figure = blank(height=2.9)
     axes = figure.add_subplot()
     drawn = _image(axes, values, extent, vmin=0.0)
-    for number, (x, y) in enumerate(points, start=1):
+    where = apart(np.array(points, dtype=float).reshape(-1, 2), _APART * abs(extent.top - extent.bottom))
+    for number, ((x, y), (at_x, at_y)) in enumerate(zip(points, where, strict=True), start=1):
+        axes.plot([x, at_x], [y, at_y], color=PAPER, linewidth=1.2, clip_on=False)
         axes.plot(
-            x, y, "o", markersize=14, markerfacecolor=PAPER, markeredgecolor=INK, markeredgewidth=1.0, clip_on=False
+            x, y, "o", markersize=3.5, markerfacecolor=PAPER, markeredgecolor=INK, markeredgewidth=0.8, clip_on=False
         )
-        axes.annotate(str(number), (x, y), ha="center", va="center", fontsize=9, color=INK, fontweight="bold")
+        axes.plot(
+            at_x,
+            at_y,
+            "o",
+            markersize=13,
+            markerfacecolor=PAPER,
+            markeredgecolor=INK,
+            markeredgewidth=1.0,
+            clip_on=False,
+        )
+        axes.annotate(str(number), (at_x, at_y), ha="center", va="center", fontsize=8.5, color=INK, fontweight="bold")
     _name_axes(axes, extent)
     bar = figure.colorbar(drawn, ax=axes, aspect=24, pad=0.02)
     bar.set_label(label)
@@ -198,7 +234,7 @@ def frame_fit(frame: Array, rebuilt: Array) -> Figure:
     panels: tuple[tuple[str, Array, dict[str, Any]], ...] = (
         ("frame", frame, {"vmin": 0.0, "vmax": high}),
         ("reconstruction", rebuilt, {"vmin": 0.0, "vmax": high}),
-        ("difference", residual, {"vmin": -off, "vmax": off, "cmap": _DIVERGING}),
+        ("difference", residual, {"vmin": -off, "vmax": off, "cmap": DIVERGING}),
     )
     all_axes = figure.subplots(1, 3, sharey=True)
     drawn = [_image(axes, values, extent, **style) for axes, (_, values, style) in zip(all_axes, panels, strict=True)]

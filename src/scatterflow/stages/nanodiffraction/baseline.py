@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from scatterflow.exports import write_tree
 from scatterflow.nanodiffraction import NanodiffractionStudy
 from scatterflow.products import write_json
 from scatterflow.progress import say
-from scatterflow.stages.nanodiffraction import scans
+from scatterflow.stages.nanodiffraction import geometry, scans
 
 LABELS = {"likelihood": "maximum likelihood", "correlation": "correlation fit", "centroid": "centroid"}
 STARTS = 3  # of measured frames: what is no film has several summits
@@ -26,6 +27,8 @@ def run(study: NanodiffractionStudy, folder: Path, tell: Callable[[str], None] =
     """
     methods, names, latency = study.config.baselines.methods, [], {}
     for scan in scans.all_scans(study, tell):
+        if scan.truth is None:
+            scan = replace(scan, attrs=scan.attrs | geometry.attributes(scan, study.config))
         answers = {}
         for method in methods:
             start = time.perf_counter()

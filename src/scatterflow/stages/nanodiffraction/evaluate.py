@@ -8,7 +8,7 @@ from typing import Any
 
 import xarray as xr
 
-from scatterflow import maps
+from scatterflow import landscape, maps
 from scatterflow.errors import StoreError
 from scatterflow.exports import write_tree
 from scatterflow.models.regressor import load_regressor
@@ -21,7 +21,11 @@ _JOINED = ("estimate", "sd", "goodness")  # what each estimator has; all else is
 
 
 def run(study: NanodiffractionStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
-    """Write `evaluate/scan-<name>.nc` with all estimators, and `evaluate/metrics.json`; returns the path of the metrics."""
+    """Write `evaluate/scan-<name>.nc` with all estimators, and `evaluate/metrics.json`; returns the path of the metrics.
+
+    The losses of a frame around its truth (`landscape.py`), of the first simulated scan on the study's own film, are in
+    `evaluate/landscape.nc`.
+    """
     inferred = read_json(folder / "infer" / "manifest.json", "snakemake infer")
     baselines = read_json(folder / "baseline" / "manifest.json", "scatterflow baseline")
     scans = {}
@@ -29,6 +33,10 @@ def run(study: NanodiffractionStudy, folder: Path, tell: Callable[[str], None] =
         parts = [_read(folder / stage / f"{PREFIX}{name}.nc", stage) for stage in ("infer", "baseline")]
         scans[name] = _joined(*parts)
         write_tree(folder / "evaluate" / f"{PREFIX}{name}.nc", {"/": scans[name]})
+    able = [name for name, scan in scans.items() if landscape.possible(scan)]
+    if able:
+        write_tree(folder / "evaluate" / landscape.FILE, {"/": landscape.of_scan(study, scans[able[0]])})
+        tell(f"scan {able[0]}: losses of a frame around its truth")
     found = maps.evaluation(scans)
     for name, entry in found["scans"].items():
         tell(f"scan {name}: {entry['goodness']['verdict']['status']}: {entry['goodness']['verdict']['why']}")

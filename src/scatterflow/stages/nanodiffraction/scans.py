@@ -21,7 +21,7 @@ from scatterflow.config.nanodiffraction import SimulatedScanConfig
 from scatterflow.config.scan import ScanConfig
 from scatterflow.forward import fields
 from scatterflow.nanodiffraction import NanodiffractionStudy
-from scatterflow.scan import apparent_tilt, map_coordinates, read_scan
+from scatterflow.scan import apparent_tilt, map_coordinates, overview, read_scan
 from scatterflow.scanfile import check_geometry
 from scatterflow.units import UNITS
 
@@ -54,6 +54,7 @@ class Scan:
     bound: Array | None = None  # Cramer-Rao standard deviation (point, parameter)
     coords: dict[str, Any] = field(default_factory=dict)
     attrs: dict[str, Any] = field(default_factory=dict)
+    overview: dict[str, xr.Variable] = field(default_factory=dict)  # of the whole frames, see `scan.overview`
 
     @property
     def lit(self) -> NDArray[np.float32]:
@@ -163,7 +164,7 @@ def read(study: NanodiffractionStudy, path: Path, config: ScanConfig) -> Scan:
     rows, columns = len(coords.pop("row")), len(coords.pop("column"))
     return Scan(
         config.name, (rows, columns), found["counts"].values, found["status"].values.astype(str), study.kinematics,
-        mask=found["mask"].values, coords=coords, attrs=plain | attrs,
+        mask=found["mask"].values, coords=coords, attrs=plain | attrs, overview=overview(found),
     )  # fmt: skip
 
 
@@ -186,6 +187,7 @@ def result(study: NanodiffractionStudy, scan: Scan, answers: Mapping[str, tuple[
         for what, array in (("truth", scan.truth), ("bound", scan.bound)):
             values[what] = (cube[1:], array.reshape(*scan.shape, len(names)))
     values |= _shown(scan, next(iter(answers.values()))[0])
+    values |= scan.overview
     units = [UNITS[name] for name in names]
     coords = {"estimator": list(answers), "parameter": list(names), "unit": ("parameter", units), **scan.coords}
     attrs = {"experiment": int(scan.truth is None), "rebuilt_estimator": next(iter(answers)), **scan.attrs}
