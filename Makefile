@@ -52,7 +52,7 @@ check: $(STAMP) ## format, lint, types, workflow lint, generated files in sync
 
 .PHONY: bench
 bench: $(STAMP) ## benchmarks, each against a named peer in the same run
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python -m pytest -o python_files='bench_*.py' -s benchmarks
 
 .PHONY: lock
 lock: $(STAMP) ## envs/requirements.lock anew from pyproject.toml and envs/requirements.in (newest versions)

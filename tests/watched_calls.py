@@ -31,11 +31,11 @@ class Watched:
         self.heard(len(self.lines))
 
     def __call__(self, source: Path | str, load: Callable[[Path], Any] = load, **settings: Any) -> Summary:
-        settings = {"idle_s": 10.0, "gap_s": 0.3} | settings
-        arguments = {name: settings.pop(name) for name in ("prepare", "excluded", "region") if name in settings}
+        settings = {"idle_s": 60.0, "gap_s": 0.3, "check": 1.0} | settings
+        cut = settings.pop("cut", None)
         return watch(
-            source, self.bundle, load, output=self.output, settings=Settings(**settings), tell=self.tell,
-            say=self.said.append, **arguments,
+            source, self.bundle, load, output=self.output, cut=cut, settings=Settings(**settings), tell=self.tell,
+            say=self.said.append,
         )  # fmt: skip
 
     def records(self) -> list[dict[str, Any]]:

@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 
 from scatterflow.errors import FrameError
 from scatterflow.framefiles import LARGEST_PX, Header, Stack, damaged, text, wrong_shape
+from scatterflow.hdf5 import WAIT_S, open_readable
 
 LISTED = 10  # candidates named in an error
 BITSHUFFLE = 32008  # its number in the HDF Group's register of filters
 
 
-def open_hdf5(file: Path, dataset: str) -> Stack:
-    """Open a dataset of an HDF5 file; without a name the only one that can hold images. The caller closes the stack."""
-    handle = h5py.File(file, "r", locking="best-effort")  # some file systems of clusters know no locks
+def open_hdf5(file: Path, dataset: str, wait_s: float = WAIT_S) -> Stack:
+    """Open a dataset of an HDF5 file; without a name the only one that can hold images. The caller closes the stack.
+
+    A lock on the file is waited for `wait_s` [s], see `open_readable`.
+    """
+    handle = open_readable(file, wait_s)
     try:
         name = dataset or _only_dataset(file, handle)
         data = _dataset(file, handle, name)
@@ -141,7 +145,7 @@ def _check_written(file: Path, data: h5py.Dataset, place: tuple[int, ...]) -> No
         corner = tuple(i - i % n for i, n in zip((*place, z, y), data.chunks, strict=True))
         if data.id.get_chunk_info_by_coord(corner).byte_offset is None:
             raise missing
-        _check_bitshuffle(file, data, corner)
+        check_bitshuffle(file, data, corner)
 
 
 def _covers(space: h5py.h5s.SpaceID, place: tuple[int, ...]) -> bool:
@@ -153,17 +157,23 @@ def _covers(space: h5py.h5s.SpaceID, place: tuple[int, ...]) -> bool:
     return all(a <= i <= b for a, i, b in zip(low, place, high, strict=False))
 
 
-def _check_bitshuffle(file: Path, data: h5py.Dataset, corner: tuple[int, ...]) -> None:
+def is_bitshuffled(data: h5py.Dataset) -> bool:
+    """Whether chunks are compressed by the bitshuffle filter, and by nothing else."""
+    settings = data.id.get_create_plist()
+    if settings.get_nfilters() != 1:
+        return False
+    code, _, options, _ = settings.get_filter(0)
+    # without compression there are no sizes that could be wrong
+    return bool(code == BITSHUFFLE and len(options) >= 5 and options[4] != 0)
+
+
+def check_bitshuffle(file: Path, data: h5py.Dataset, corner: tuple[int, ...]) -> None:
     """Refuse a compressed chunk whose sizes do not add up: the bitshuffle filter trusts them and crashes.
 
     A chunk is its size (8 bytes), the size of a block (4 bytes), and per block its length (4 bytes) and data; elements
     beyond a multiple of 8 follow as they are (github.com/kiyo-masui/bitshuffle, src/bshuf_h5filter.c).
     """
-    settings = data.id.get_create_plist()
-    if settings.get_nfilters() != 1:
-        return
-    code, _, options, _ = settings.get_filter(0)
-    if code != BITSHUFFLE or len(options) < 5 or options[4] == 0:  # without compression there are no such sizes
+    if not is_bitshuffled(data):
         return
     skipped, chunk = data.id.read_direct_chunk(corner)
     if skipped:

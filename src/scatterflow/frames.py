@@ -24,6 +24,7 @@ from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import FrameError
 from scatterflow.framefiles import FORMATS, Header, Stack, file_sha256, open_cbf, open_edf, open_tiff, reading, text
 from scatterflow.framehdf5 import open_hdf5
+from scatterflow.hdf5 import WAIT_S
 from scatterflow.instrument import valid_pixels
 
 PathLike = str | os.PathLike[str]
@@ -105,8 +106,11 @@ def split_path(path: PathLike) -> tuple[Path, str]:
     return Path(file), dataset
 
 
-def open_stack(path: PathLike) -> Stack:
-    """Open a file of frames; the caller closes it. Raises FrameError for whatever cannot be read as frames."""
+def open_stack(path: PathLike, wait_s: float = WAIT_S) -> Stack:
+    """Open a file of frames; the caller closes it. Raises FrameError for whatever cannot be read as frames.
+
+    A lock that a writer holds on an HDF5 file is waited for `wait_s` [s].
+    """
     file, dataset = split_path(path)
     kind = _sniff(file)
     if dataset and kind != "HDF5":
@@ -114,7 +118,7 @@ def open_stack(path: PathLike) -> Stack:
         raise FrameError(f"frame {text(file)}::{text(dataset)}", must, kind, "drop the `::` part")
     with reading(file):
         if kind == "HDF5":
-            return open_hdf5(file, dataset)
+            return open_hdf5(file, dataset, wait_s)
         return {"CBF": open_cbf, "TIFF": open_tiff, "EDF": open_edf}[kind](file)
 
 

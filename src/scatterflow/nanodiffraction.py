@@ -165,9 +165,13 @@ class NanodiffractionStudy(Study):
     def stage_options(self, stage: str, model: str | None) -> dict[str, Any]:
         """The options that a stage after `preprocess` reads, as plain JSON: a change in any of them re-runs it."""
         config = self.config.model_dump(mode="json")
+        if stage == "sweep":
+            from scatterflow.trials import sweep_identity, trials  # they need studies
+
+            return {"trials": sweep_identity(trials(self))}
         if stage == "train":
             assert model is not None
-            return {"model": config["models"][model]}
+            return {"model": config["models"][model], "scans": config["scans"]}
         if stage in ("baseline", "infer"):
             return {name: config[name] for name in ("baselines", "test_scans", "scans")}
         return {}

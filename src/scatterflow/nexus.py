@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scatterflow import __version__
 from scatterflow.errors import StoreError
 from scatterflow.framefiles import text
+from scatterflow.hdf5 import open_readable
 from scatterflow.products import replacing
 from scatterflow.units import LONG_NAMES, UNITS
 
@@ -136,7 +137,7 @@ def _safe(name: str) -> str:
 def read_maps(path: Path) -> xr.Dataset:
     """What `write_maps` wrote, estimators and parameters in alphabetical order. Raises StoreError for any other file."""
     try:
-        with h5py.File(path, "r") as file:
+        with open_readable(path) as file:
             return _read(file["entry"])
     except (OSError, KeyError, ValueError, AttributeError) as error:
         remedy = "name a file of maps that scatterflow wrote"

@@ -19,6 +19,7 @@ from scatterflow.config.scan import ScanConfig
 from scatterflow.errors import ConfigError, FrameError
 from scatterflow.framefiles import Header, Stack, reading, text
 from scatterflow.frames import open_stack, split_path
+from scatterflow.hdf5 import open_readable
 
 Image = tuple[NDArray[Any], Header] | FrameError
 
@@ -62,9 +63,16 @@ def files_of(path: str) -> list[Path] | None:
 
 
 def open_scan(path: str) -> Stack:
-    """Open a file of frames; one that is being written is refused by that name."""
-    try:
+    """Open a file of frames; one that is being written, for longer than `hdf5.WAIT_S`, is refused by that name."""
+    with _complete(path):
         return open_stack(path)
+
+
+@contextlib.contextmanager
+def _complete(path: str) -> Iterator[None]:
+    """What HDF5 says of a file that is being written, in words for people."""
+    try:
+        yield
     except FrameError as error:
         if any(words in str(error) for words in ("already open for", "unable to lock")):
             raise FrameError(
@@ -128,8 +136,8 @@ def _entry(path: str) -> Iterator[tuple[h5py.Group, h5py.Dataset] | None]:
         return
     with contextlib.closing(open_scan(path)) as stack:
         name = stack.dataset
-    with reading(file):
-        handle = h5py.File(file, "r", locking="best-effort")
+    with _complete(path), reading(file):
+        handle = open_readable(file)
     with handle:
         entry = handle.get(name.strip("/").partition("/")[0])
         yield (entry if isinstance(entry, h5py.Group) else handle), handle[name]

@@ -11,18 +11,26 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import ValidationError
 
 from scatterflow import provenance, seeds
 from scatterflow.config.base import Section, option
 from scatterflow.config.model import ModelConfig
+from scatterflow.config.regressor import RegressorConfig
 from scatterflow.config.sweep import RangeConfig, SweepConfig, Value, takes_fractions, varied
 from scatterflow.config.training import MACHINE
 from scatterflow.errors import ConfigError
-from scatterflow.multilayer import MultilayerStudy
 
+if TYPE_CHECKING:
+    from scatterflow.multilayer import MultilayerStudy
+    from scatterflow.nanodiffraction import NanodiffractionStudy
+    from scatterflow.study import Study
+
+    AnyStudy: TypeAlias = MultilayerStudy | NanodiffractionStudy
+
+OneStudy = TypeVar("OneStudy", bound="Study")
 Settings = dict[str, Value]
 RECORD = "trial.json"
 _SHORT = 16  # hex digits of an identity that name a folder
@@ -35,9 +43,12 @@ class TrialRecord(Section):
     settings: dict[str, Value] = option(help="the varied options")
     seed: int = option(help="training.seed")
     state: Literal["ok", "failed"] = option(help="whether there is a bundle")
-    mode: str = option("", help="way to infer that the score is of: the model's default")
+    mode: str = option("", help="way to infer that the score is of: the model's default; none where there is but one")
     score: float | None = option(None, help="mean information gain on validation rows", unit="nat")
     score_se: float | None = option(None, help="its standard error", unit="nat")
+    ratio: dict[str, float] = option(
+        {}, help="standard deviation of the error on validation rows over the Cramer-Rao bound, where there is one"
+    )
     seconds: float = option(0.0, help="time spent on training", unit="s")
     error: str = option("", help="why it failed, in one line")
 
@@ -59,7 +70,7 @@ class Trial:
 
     settings: Settings
     seed: int  # `training.seed`
-    config: ModelConfig
+    config: ModelConfig | RegressorConfig
     identity: str
 
     def folder(self, folder: Path) -> Path:
@@ -75,7 +86,7 @@ class Trial:
         return record if record.identity == self.identity else None
 
 
-def sweep_of(study: MultilayerStudy) -> SweepConfig:
+def sweep_of(study: Study) -> SweepConfig:
     """The study's sweep. Raises ConfigError if it has none."""
     if study.config.sweep is None:
         remedy = "add the section `sweep` to the configuration, see config/README.md"
@@ -83,7 +94,7 @@ def sweep_of(study: MultilayerStudy) -> SweepConfig:
     return study.config.sweep
 
 
-def trials(study: MultilayerStudy) -> list[Trial]:
+def trials(study: AnyStudy) -> list[Trial]:
     """All trials in order, none twice. Raises ConfigError for settings that do not go together."""
     sweep = sweep_of(study)
     model = study.config.models[sweep.model]
@@ -101,7 +112,7 @@ def trials(study: MultilayerStudy) -> list[Trial]:
     return list(found.values())
 
 
-def study_of_trial(study: MultilayerStudy, trial: Trial) -> MultilayerStudy:
+def study_of_trial(study: OneStudy, trial: Trial) -> OneStudy:
     """The study with the trial's model alone."""
     name = sweep_of(study).model
     config = study.config.model_copy(update={"models": {name: trial.config}, "sweep": None})
@@ -113,24 +124,26 @@ def sweep_identity(found: Sequence[Trial]) -> str:
     return provenance.digest([trial.identity for trial in found])
 
 
-def _common(study: MultilayerStudy) -> dict[str, Any]:
+def _common(study: AnyStudy) -> dict[str, Any]:
     """What determines the bundles of all trials, as plain JSON."""
     simulate = study.config.simulate
+    options = study.stage_options("train", sweep_of(study).model)
+    del options["model"]
     return {
         "features": study.features_identity(),
         "rows": [simulate.simulations, simulate.held_back, simulate.validation],
-        "inference": study.config.inference.model_dump(mode="json", exclude={"frames", "samples"}),
+        **options,
         "seed": study.seed,
-        "source": provenance.stage_source("train"),
+        "source": provenance.stage_source("train", study.kind),
     }
 
 
-def _identity(common: dict[str, Any], config: ModelConfig) -> str:
+def _identity(common: dict[str, Any], config: ModelConfig | RegressorConfig) -> str:
     """Hash of what determines the trial's bundle."""
     return provenance.digest(common | {"model": config.model_dump(mode="json", exclude={"training": set(MACHINE)})})
 
 
-def _combinations(sweep: SweepConfig, model: ModelConfig, seed: int) -> Iterator[Settings]:
+def _combinations(sweep: SweepConfig, model: Section, seed: int) -> Iterator[Settings]:
     if sweep.trials is None:
         lists = [values for values in sweep.space.values() if not isinstance(values, RangeConfig)]
         for chosen in itertools.product(*lists):
@@ -141,9 +154,7 @@ def _combinations(sweep: SweepConfig, model: ModelConfig, seed: int) -> Iterator
         yield dict(zip(columns, chosen, strict=True))
 
 
-def _drawn(
-    model: ModelConfig, key: str, values: tuple[Value, ...] | RangeConfig, seed: int, number: int
-) -> list[Value]:
+def _drawn(model: Section, key: str, values: tuple[Value, ...] | RangeConfig, seed: int, number: int) -> list[Value]:
     """Random values of one option; value `i` depends on (seed, option, i) only."""
     uniform = seeds.uniforms(seed, f"sweep of {key}", 0, number, 1)[:, 0].tolist()
     if not isinstance(values, RangeConfig):

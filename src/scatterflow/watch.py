@@ -10,31 +10,28 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from scatterflow import progress
 from scatterflow.errors import ConfigError, FrameError
 from scatterflow.framefiles import text
 from scatterflow.frames import PathLike, split_path
 from scatterflow.interruption import heeded
-from scatterflow.preprocess.bragg import bin_sums
 from scatterflow.products import write_json
-from scatterflow.scan import turned
-from scatterflow.watching import folder, growing
-from scatterflow.watching.answers import Answer, Estimator, Prepare, Region, answer
+from scatterflow.watching import checking, folder, growing
+from scatterflow.watching.answers import Answer, Estimator, answer
 from scatterflow.watching.arrivals import Arrival, Patience, Queue, Source, filled
+from scatterflow.watching.checking import Checks
+from scatterflow.watching.cutting import Cut, Cutting, Scanned, as_scanned
 from scatterflow.watching.records import SUMMARY, Latencies, Summary, line, read_records, record, recording
 from scatterflow.watching.refresh import Load, Refreshed
 
-__all__ = ["Estimator", "Settings", "Summary", "as_scanned", "read_records", "watch"]
+__all__ = ["Cut", "Estimator", "Scanned", "Settings", "Summary", "as_scanned", "read_records", "watch"]
 
 _COMPLAIN_S = 5.0  # between two lines that say by how much the answers lag behind
 _WAIT_S = 0.1  # for frames, before the signals are looked at
@@ -54,6 +51,8 @@ class Settings:
     saturation : counts from which a pixel is saturated, beside what the file and its integer type say.
     queue, queue_bytes : limits of the queue, in frames and in bytes.
     batch : largest number of frames answered at once.
+    check : share of the time for checking whether the model describes the frames; 1: every answer is checked, whatever it
+        takes, 0: none is.
     """
 
     frames: int | None = None
@@ -64,6 +63,7 @@ class Settings:
     queue: int = 1024
     queue_bytes: int = 2**28
     batch: int = 256
+    check: float = 0.25
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, with a ConfigError."""
@@ -73,6 +73,8 @@ class Settings:
                 raise ConfigError(f"{name} of a watch", "must be positive", value)
         if not (self.gap_s >= 0 and math.isfinite(self.gap_s)):
             raise ConfigError("gap_s of a watch", "must be a time of 0 or more", self.gap_s)
+        if not 0 <= self.check <= 1:
+            raise ConfigError("check of a watch", "must be a share from 0 to 1", self.check)
 
 
 def watch(
@@ -81,9 +83,7 @@ def watch(
     load: Load,
     *,
     output: Path | None = None,
-    prepare: Prepare | None = None,
-    excluded: NDArray[np.bool_] | None = None,
-    region: Region | None = None,
+    cut: Cut | Scanned | None = None,
     settings: Settings | None = None,
     tell: Callable[[str], None] = print,
     say: Callable[[str], None] = progress.say,
@@ -98,9 +98,8 @@ def watch(
         bundle.json is loaded beside the work and used from the next batch on; one that cannot be used leaves the old.
     output : receives `frames.jsonl`, one record per frame as it is answered, and `summary.json`; the same call with the
         same folder continues. Read them with `read_records`.
-    region, prepare : the rows and columns of a frame as stored that count, and what makes counts (z, y) of the model of
-        them (orientation, binning); of a known scan: `as_scanned`.
-    excluded : pixels (row, column) of a whole frame as stored whose values mean nothing.
+    cut : what makes counts (z, y) of the model of a frame as stored; None: it is counts already. Of a known scan:
+        `as_scanned`; `Scanned` finds it from the first frames, which are answered when it is found.
     tell : takes the lines of a batch, one per frame; `say` takes what else people should know.
 
     Returns
@@ -119,7 +118,10 @@ def watch(
         names = tuple(model.current[0].names)
         records = stack.enter_context(recording(output, str(source), names)) if output is not None else None
         done = records.done if records else frozenset()
+        cutting = Cutting(cut, model.current[0].shape, str(source), output, settings.queue_bytes, say)
+        checks = Checks(settings.check)
         if done:
+            cutting.restore()
             say(f"continues: {len(done)} frames of {text(source)} are answered already")
         patience = Patience(settings.idle_s, settings.gap_s, done)
         queue = stack.enter_context(filled(follow, patience, settings.queue, settings.queue_bytes, say))
@@ -127,43 +129,35 @@ def watch(
         ended = ""
         try:
             while not ended:
-                left = settings.batch if settings.frames is None else settings.frames - tally.frames
-                arrivals = queue.take(min(settings.batch, left), _WAIT_S)
+                left = math.inf if settings.frames is None else settings.frames - tally.frames - len(cutting.held)
+                arrivals = _limited(queue.take(int(min(settings.batch, left)), _WAIT_S), settings.saturation)
+                arrivals = cutting.released(arrivals, last=queue.over() or left <= len(arrivals))
                 if arrivals:
                     estimator, identity = model.current
-                    answers = answer(_limited(arrivals, settings.saturation), estimator, prepare, excluded, region)
+                    answers = answer(arrivals, estimator, cutting.cut, checks, queue.lag)
                     told = tally.count(answers, names, identity, settings.deadline_ms)
                     if records:
                         records.write(told)
                     tell("\n".join(line(each) for each in told))
                     tally.complain(queue, say)
                 if requests.number is not None:
+                    if cutting.held:
+                        say(f"{len(cutting.held)} frames wait for a cut: the same call will answer them")
                     ended = "stopped by a signal"
                 elif settings.frames is not None and tally.frames >= settings.frames:
                     ended = f"{settings.frames} frames are done"
-                elif queue.over():
+                elif queue.over() and not cutting.held:
                     ended = str(queue.ended)
-            summary = tally.summary(queue, model, ended)
+            summary = tally.summary(queue, model, cutting.told, ended)
         except BaseException as error:  # what is known when it ends is known
             reason = " ".join(f"{type(error).__name__}: {error}".split())
-            summary = tally.summary(queue, model, reason)
+            summary = tally.summary(queue, model, cutting.told, reason)
             raise
         finally:
             if output is not None:
                 write_json(output / SUMMARY, summary.as_json())
             say(f"{text(source)}: {summary.line()}")
     return summary
-
-
-def as_scanned(scan: Mapping[Hashable, Any]) -> tuple[Region, Prepare]:
-    """Region and preparation of frames like those of a scan that was read before: `scan` are attributes of `read_scan`."""
-    rows, columns = (np.asarray(scan[name], dtype=int) for name in ("roi_rows", "roi_columns"))
-    turn, binning = str(scan["exit_angle"]), int(scan["binning"])
-
-    def prepare(raw: NDArray[Any]) -> NDArray[Any]:
-        return bin_sums(turned(raw, turn).astype(np.float64), binning)  # type: ignore[arg-type]  # one of its four words
-
-    return (slice(rows[0], rows[1] + 1), slice(columns[0], columns[1] + 1)), prepare
 
 
 def _source(path: PathLike) -> Source:
@@ -190,6 +184,7 @@ class _Tally:
         self._source, self._continued = source, continued
         self._began = time.monotonic()
         self._statuses: Counter[str] = Counter()
+        self._verdicts: Counter[str] = Counter()
         self._latencies = Latencies()
         self._longest = 0.0
         self._first: float | None = None  # when the first frame appeared
@@ -209,6 +204,7 @@ class _Tally:
         if deadline_ms is not None:
             answers = [_in_time(each, now, deadline_ms) for each in answers]
         self._statuses.update(each.status for each in answers)
+        self._verdicts.update(each.verdict for each in answers)
         came = [now - each.arrival.appeared for each in answers if each.status != "missing"]
         if came:
             self._latencies.add(came)
@@ -224,7 +220,7 @@ class _Tally:
             self._complained = now
             say(f"{text(self._source)}: the queue is full, {queue.lag} frames wait; they are kept and answered in turn")
 
-    def summary(self, queue: Queue, model: Refreshed, ended: str) -> Summary:
+    def summary(self, queue: Queue, model: Refreshed, cut: str, ended: str) -> Summary:
         """How it went."""
         took = self._last - self._first if self._first is not None else 0.0
         p50, p99 = (self._latencies.quantile_ms(q) for q in (0.5, 0.99))
@@ -232,6 +228,10 @@ class _Tally:
             source=self._source,
             frames=self.frames,
             **{status: self._statuses[status] for status in ("ok", "late", "broken", "missing")},
+            described=self._verdicts[checking.OK],
+            outside=self._verdicts[checking.OUTSIDE],
+            unchecked=self._verdicts[checking.UNCHECKED],
+            cut=cut,
             continued=self._continued,
             p50_ms=p50,
             p99_ms=p99,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 
 from scatterflow.errors import FrameError
-from scatterflow.frames import read_frame, read_frames
+from scatterflow.frames import open_stack, read_frame, read_frames
 
 
 def poisson(shape, dtype="int32"):
@@ -135,6 +138,34 @@ def test_sizes_in_a_bitshuffle_chunk_are_checked(tmp_path, compression):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
         with pytest.raises(FrameError, match="must be a complete"):
             read_frame(path)
+
+
+WRITER = """
+import sys, time, h5py
+file = h5py.File(sys.argv[1], "a")
+file["entry/data/data"][0] += 1
+print("written", flush=True)
+sys.stdin.readline()
+time.sleep(0.3)
+file.close()
+"""
+
+
+def test_a_file_that_is_locked_for_a_moment_is_waited_for(tmp_path):
+    """Of another process, that opens the file, changes it and closes it."""
+    path, values = tmp_path / "scan.h5", poisson((2, 6, 5))
+    write_hdf5(path, values)
+    command = [sys.executable, "-c", WRITER, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout.readline() == b"written\n"
+        with pytest.raises(FrameError, match="unable to lock file"):
+            open_stack(path, wait_s=0)
+        with pytest.raises(FrameError, match="unable to lock file"):
+            read_frame(path, index=0)  # it does not wait for ever
+        writer.stdin.write(b"close\n")
+        writer.stdin.flush()
+        with closing(open_stack(path, wait_s=60)) as stack:
+            np.testing.assert_array_equal(stack.read(0)[0], values[0] + 1)
 
 
 def test_what_was_written_of_a_partial_scan_is_read(tmp_path):

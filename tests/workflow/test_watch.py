@@ -26,7 +26,7 @@ from scatterflow.cli.watch import follow
 from scatterflow.watch import Settings
 from tests.watched import load
 @app.command('watch')
-def watch(source: str, model: Path, output: Path, idle_s: float = 20.0, mask: Path = None, json: bool = False) -> int:
+def watch(source: str, model: Path, output: Path, idle_s: float = 120.0, mask: Path = None, json: bool = False) -> int:
     return follow(source, model, output, Settings(idle_s=idle_s, gap_s=0.3), json, mask=mask, load=load)
 sys.exit(run(['watch', *sys.argv[1:]]))
 """
@@ -64,7 +64,7 @@ def measurement(tmp_path: Path) -> Watching:
 
 def test_one_line_per_frame_while_they_are_written(measurement: Watching) -> None:
     with measurement.start() as watching, writer(measurement.source, range(600)):
-        out, err = watching.communicate(timeout=120)
+        out, err = watching.communicate(timeout=300)
     assert watching.returncode == 0, err
     lines = out.splitlines()
     assert [line.split(":: ")[0].split(": ")[0] for line in lines] == [f"scan.h5::{DATASET}[{i}]" for i in range(600)]
@@ -73,8 +73,11 @@ def test_one_line_per_frame_while_they_are_written(measurement: Watching) -> Non
 
 
 def test_a_writer_that_dies_is_one_line_and_status_2(measurement: Watching) -> None:
-    with measurement.start("--idle-s", "8", "--json") as watching, writer(measurement.source, [*range(50), "kill"]):
-        out, err = watching.communicate(timeout=120)
+    with (
+        writer(measurement.source, [*range(50), "kill"]),
+        measurement.start("--idle-s", "3", "--json") as watching,
+    ):
+        out, err = watching.communicate(timeout=300)
     assert watching.returncode == 2
     assert "Traceback" not in err
     last = err.splitlines()[-1]
@@ -86,11 +89,12 @@ def test_a_writer_that_dies_is_one_line_and_status_2(measurement: Watching) -> N
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_what_is_done(measurement: Watching, number: signal.Signals) -> None:
-    with writer(measurement.source, range(20_000), rate=500) as process, measurement.start() as watching:
+    events = [*range(100), "until never"]
+    with writer(measurement.source, events) as process, measurement.start() as watching:
         try:
             measurement.after(50, watching)
             watching.send_signal(number)
-            out, err = watching.communicate(timeout=60)
+            out, err = watching.communicate(timeout=300)
         finally:
             process.kill()
     assert watching.returncode == 128 + number
@@ -103,14 +107,16 @@ def test_a_signal_ends_it_with_what_is_done(measurement: Watching, number: signa
 
 
 def test_kill_9_loses_nothing_and_the_same_command_continues(measurement: Watching) -> None:
-    with writer(measurement.source, range(900), rate=500):
+    killed = measurement.output.with_name("killed")
+    with writer(measurement.source, [*range(150), f"until {killed}", *range(150, 900)]):
         with measurement.start() as watching:
             measurement.after(100, watching)
             watching.kill()
             watching.communicate()
         assert watching.returncode == -signal.SIGKILL
+        killed.touch()
         with measurement.start() as watching:
-            _, err = watching.communicate(timeout=120)
+            _, err = watching.communicate(timeout=300)
     assert watching.returncode == 0, err
     assert err.startswith("continues: ")
     assert measurement.numbers() == list(range(900))
@@ -125,9 +131,10 @@ def test_frames_without_an_answer_are_status_2(measurement: Watching, tmp_path: 
     (measurement.source / "img_1.tif").write_bytes(b"II*\0")
     fabio.tifimage.TifImage(data=frame(2)).write(measurement.source / "img_2.tif")
     with measurement.start("--idle-s", "2") as watching:
-        out, err = watching.communicate(timeout=60)
+        out, err = watching.communicate(timeout=300)
     assert watching.returncode == 2
-    assert [line.split(",")[0] for line in out.splitlines()] == ["img_0.tif: ok", "img_1.tif: broken", "img_2.tif: ok"]
+    told = [line.split(",")[0] for line in out.splitlines()]
+    assert told == ["img_0.tif: ok", "img_1.tif: broken", "img_2.tif: ok"]
     assert err.splitlines()[-1] == "scatterflow: 1 of 3 frames got no answer (1 broken)"
 
 
@@ -139,16 +146,16 @@ def test_a_bad_model_source_or_mask_is_one_line(measurement: Watching, tmp_path:
         before = getattr(measurement, change)
         setattr(measurement, change, tmp_path / "nowhere")
         with measurement.start("--idle-s", "0.2") as watching:
-            _, err = watching.communicate(timeout=60)
+            _, err = watching.communicate(timeout=300)
         assert (watching.returncode, len(err.splitlines())) == (2, 1), err
         assert words in err
         setattr(measurement, change, before)
     with measurement.start("--mask", str(tmp_path / "nowhere.tif")) as watching:
-        _, err = watching.communicate(timeout=60)
+        _, err = watching.communicate(timeout=300)
     assert (watching.returncode, len(err.splitlines())) == (2, 1)
     assert "nowhere.tif must exist" in err
 
 
 def test_importing_the_command_line_imports_no_torch() -> None:
     code = "import sys, scatterflow.cli.app, scatterflow.cli.watch; sys.exit('torch' in sys.modules)"
-    subprocess.run([BIN / "python", "-c", code], check=True, timeout=60)
+    subprocess.run([BIN / "python", "-c", code], check=True, timeout=300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -99,6 +100,10 @@ def infer(
     deadline_ms: Annotated[
         float | None, typer.Option("--deadline-ms", help="With --watch: an answer after so long is called late [ms].")
     ] = None,
+    check: Annotated[
+        float | None,
+        typer.Option("--check", help="With --watch: share of the time for verdicts; 1: on every frame. Default: 0.25."),
+    ] = None,
     mask: Annotated[
         Path | None, typer.Option("--mask", help="With --watch: file whose non-zero pixels mean nothing.")
     ] = None,
@@ -116,7 +121,8 @@ def infer(
     --json and in the files of --output.
 
     With --watch and --model, the same for frames that are still coming (kind nanodiffraction): a refreshed bundle is
-    picked up; ends when the file is closed, after --frames or --idle-s, or by a signal.
+    picked up; ends when the file is closed, after --frames or --idle-s, or by a signal. Whole frames of the detector are
+    cut as the scan of the model's study. Where time is short, frames are answered but unchecked, and say so.
 
     Without FRAMES, the stage infer of the configuration, as the workflow runs it.
     """
@@ -127,9 +133,11 @@ def infer(
         from scatterflow.watch import Settings
 
         settings = Settings(frames=number, idle_s=idle_s, deadline_ms=deadline_ms)
+        if check is not None:
+            settings = replace(settings, check=check)
         return follow(watch, model, output, settings, json, mask=mask)
-    if number is not None or deadline_ms is not None or mask is not None:
-        raise typer.BadParameter("--frames, --deadline-ms and --mask need --watch")
+    if any(each is not None for each in (number, deadline_ms, check, mask)):
+        raise typer.BadParameter("--frames, --deadline-ms, --check and --mask need --watch")
     if not frames and (model or instrument or incidence_deg is not None or output):
         raise typer.BadParameter("give FRAMES, or leave out --model, --instrument, --incidence-deg and --output")
     if not frames:

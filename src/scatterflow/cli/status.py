@@ -19,6 +19,7 @@ from scatterflow.config.training import PhaseConfig, TrainingConfig
 from scatterflow.errors import StoreError
 from scatterflow.manifest import STAGE, Place, RunStatus, Shard, ShardRecord
 from scatterflow.multilayer import MultilayerStudy
+from scatterflow.nanodiffraction import NanodiffractionStudy
 from scatterflow.progress import duration
 from scatterflow.report.costs import read_costs
 from scatterflow.slurm.summary import Summary, summarise
@@ -89,7 +90,7 @@ def _study(study: Study, folder: Path) -> Iterator[State]:
         yield product("cross-check", "manifest.json", "compare_engines")
     yield _sharded(study, folder, "preprocess", study.features_identity())
     yield _train(study, folder, seconds)
-    if isinstance(study, MultilayerStudy) and study.config.sweep is not None:
+    if isinstance(study, MultilayerStudy | NanodiffractionStudy) and study.config.sweep is not None:
         yield _sweep(study, folder)
     yield product("baseline", "manifest.json", "run_baselines")
     yield product("infer", "manifest.json", "infer_posterior")
@@ -229,7 +230,7 @@ def _plan(config: ModelConfig | RegressorConfig, phase: str) -> PhaseConfig:
     return config.frames if phase == "frames" and isinstance(config, LeanConfig) else config.training
 
 
-def _sweep(study: MultilayerStudy, folder: Path) -> State:
+def _sweep(study: MultilayerStudy | NanodiffractionStudy, folder: Path) -> State:
     """The trials of a sweep, by their records."""
     found = [trial.read(folder) for trial in trials(study)]
     done = [record for record in found if record is not None and record.state == "ok"]
@@ -252,7 +253,7 @@ def _sweep(study: MultilayerStudy, folder: Path) -> State:
     )
 
 
-def _swept(study: MultilayerStudy) -> str:
+def _swept(study: MultilayerStudy | NanodiffractionStudy) -> str:
     assert study.config.sweep is not None  # `_study` has looked
     return study.config.sweep.model
 

@@ -59,6 +59,12 @@ class StudyConfig(Section):
         """Names of the sets of measured files, and where they come from."""
         return ()
 
+    @model_validator(mode="after")
+    def _sweep(self) -> Self:
+        if self.sweep is not None:
+            self.sweep.check(self.models)
+        return self
+
 
 class MultilayerConfig(StudyConfig):
     """Layers of a rough multilayer from its GISAXS image: what is measured, how it is simulated, what is learnt."""
@@ -105,12 +111,6 @@ class MultilayerConfig(StudyConfig):
                 raise ValueError(f"models: the name {name!r} is taken by a file of the results; choose another")
         return self
 
-    @model_validator(mode="after")
-    def _sweep(self) -> Self:
-        if self.sweep is not None:
-            self.sweep.check(self.models)
-        return self
-
 
 class NanodiffractionConfig(StudyConfig):
     """Strain and tilts of a crystalline film at each point of a scanned X-ray nanodiffraction measurement."""
@@ -135,12 +135,6 @@ class NanodiffractionConfig(StudyConfig):
     def sources(self) -> tuple[tuple[str, str], ...]:
         """Names of the sets of measured files, and where they come from."""
         return tuple((Path(scan.file).stem, scan.source) for scan in self.scans)
-
-    @model_validator(mode="after")
-    def _no_sweep(self) -> Self:
-        if self.sweep is not None:
-            raise ValueError(f"sweep is not there for kind {self.kind}; leave it out")
-        return self
 
     @model_validator(mode="after")
     def _names(self) -> Self:

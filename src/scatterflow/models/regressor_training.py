@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from scatterflow import seeds
 from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
-from scatterflow.config.regressor import DonutConfig, LeanConfig, RegressorConfig, RegressorTrainingConfig
-from scatterflow.config.training import PhaseConfig, TrainingConfig
+from scatterflow.config.regressor import DonutConfig, LeanConfig, RegressorConfig, RegressorPhaseConfig
+from scatterflow.config.training import HardwareConfig, PhaseConfig, TrainingConfig
 from scatterflow.data import Rows, Source
 from scatterflow.errors import ConfigError, FrameError
 from scatterflow.history import Epoch
@@ -41,11 +42,33 @@ class Labelled(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Looks(Rows):
+    """Counts (frame, z, y) and parameters in units of the box, `number` times over; every second time `mirrored` in chi."""
+
+    number: int = 1
+    mirrored: bool = False
+
+    def __len__(self) -> int:
+        return self.number * len(self.tensors[0])
+
+    def take(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """See `data.Rows`."""
+        frames = len(self.tensors[0])
+        counts, unit = super().take(rows % frames)
+        if self.mirrored and self.number > 1:
+            turned = rows // frames % 2 == 1
+            counts[turned] = counts[turned].flip(2)
+            unit[turned, 2] *= -1
+        return counts, unit
+
+
+@dataclass(frozen=True)
 class Noisy:
     """Source of counts (frame, z, y) and parameters in units of the box, drawn anew in every epoch if `fresh`.
 
     A block is every n-th row, so that ordered rows are mixed. Frames are mirrored along y at random where the box is
     symmetric in chi: the model is, too. Expected counts have a maximum of `max_counts` times a factor from `exposure`.
+    Drawing the noise costs more than a step of a small network: an epoch shows each frame `looks` times, if `fresh`.
     """
 
     rows: Labelled
@@ -55,18 +78,20 @@ class Noisy:
     size: int
     exposure: tuple[float, float] = (1.0, 1.0)
     fresh: bool = True
+    looks: int = 1
 
     def __len__(self) -> int:
-        return len(self.rows.theta)
+        return self.looks * len(self.rows.theta)
 
     @property
     def blocks(self) -> int:
         """Number of blocks."""
-        return -(-len(self) // self.size)
+        return -(-len(self.rows.theta) // self.size)
 
     def borders(self) -> list[int]:
         """See `data.Source`."""
-        sizes = [len(range(number, len(self), self.blocks)) for number in range(self.blocks)]
+        rows = len(self.rows.theta)
+        sizes = [self.looks * len(range(number, rows, self.blocks)) for number in range(self.blocks)]
         return [0, *accumulate(sizes)]
 
     def block(self, epoch: int, number: int) -> Rows:
@@ -79,12 +104,13 @@ class Noisy:
             low, high = np.log(self.exposure)
             expected *= (low + (high - low) * torch.rand(len(expected), 1, 1, generator=random)).exp()
         counts = torch.poisson(expected, generator=random)
-        if self.fresh and self.box.low[2] == -self.box.high[2]:
+        symmetric = self.fresh and self.box.low[2] == -self.box.high[2]
+        if symmetric:
             mirrored = torch.rand(len(counts), generator=random) < 0.5
             counts[mirrored] = counts[mirrored].flip(2)
             unit[mirrored, 2] *= -1
         counts[counts.sum((1, 2)) == 0] = 1  # a frame without counts tells nothing; it has no mean to divide by
-        return Rows((counts, unit))
+        return Looks((counts, unit), self.looks, symmetric)
 
     def expected(self, part: slice) -> NDArray[np.float32]:
         """Expected counts (frame, z, y) of some rows. Raises FrameError where they are not finite or dark."""
@@ -129,6 +155,8 @@ def train_regressor(
             _check(rows, beam, box)
     own = {"seed": seed, "max_counts": max_counts, "network": config.model_dump(mode="json"), "caller": identity}
     settings = digest([own, beam.model_dump(mode="json"), film.model_dump(mode="json"), str(box)])
+    held_seed, member = seeds.integer(seed, "validation"), config.training.seed  # all members are judged by the same
+    seed = seeds.integer(seed, f"training {member}") if member else seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seeds.integer(seed, "weights"))
         network = build(config, beam, film, box)
@@ -136,21 +164,22 @@ def train_regressor(
     scan = None if frames is None else regressor.checked(frames)
     work = folder.with_name(folder.name + ".training")
     number = len(validation.theta)
-    held = Noisy(validation, box, max_counts, seeds.integer(seed, "validation"), number, fresh=False).block(0, 0)
+    held = Noisy(validation, box, max_counts, held_seed, number, fresh=False).block(0, 0)
     known = None
     if train is not None:
         exposure = config.exposure if isinstance(config, LeanConfig) else (1.0, 1.0)
         fresh = isinstance(config, LeanConfig)  # the published ones see the same noise in every epoch
-        known = Noisy(train, box, max_counts, seeds.integer(seed, "training"), config.training.block, exposure, fresh)
+        looks = config.training.looks if isinstance(config, LeanConfig) else 1
+        own_seed, size = seeds.integer(seed, "training"), config.training.block
+        known = Noisy(train, box, max_counts, own_seed, size, exposure, fresh, looks)
     epochs: tuple[Epoch, ...] = ()
 
-    def fit(module: torch.nn.Module, sources: tuple[Source, Source], phase: RegressorTrainingConfig, name: str) -> None:
+    def fit(module: torch.nn.Module, sources: tuple[Source, Source], phase: RegressorPhaseConfig, name: str) -> None:
         from scatterflow.training import fit as fit_phase  # Lightning takes seconds to import
 
         nonlocal epochs
         plain = PhaseConfig(**phase.model_dump(include=set(PhaseConfig.model_fields)))
-        shared = set(TrainingConfig.model_fields) & set(RegressorTrainingConfig.model_fields) - {"block"}
-        run = TrainingConfig(**phase.model_dump(include=shared))
+        run = TrainingConfig(**phase.model_dump(include=set(HardwareConfig.model_fields)))
         history = fit_phase(
             module, *sources, plain, run, work, name=name, seed=seed, identity=settings, earlier=epochs, log=log,
             tracker=tracker,
@@ -163,7 +192,7 @@ def train_regressor(
         raise ConfigError("train", f"must hold simulations for {config.network}", None, "simulate some first")
     else:
         if isinstance(network, Lean):
-            part = slice(None, None, max(1, len(known) // 4000))
+            part = slice(None, None, max(1, len(known.rows.theta) // 4000))
             unit = box.to_unit(torch.from_numpy(np.array(known.rows.theta[part])))
             network.prepare(torch.from_numpy(known.expected(part)), unit, seeds.integer(seed, "components"))
         fit(network, (known, held), config.training, config.network)
@@ -239,12 +268,17 @@ def _calibrated(regressor: Regressor, held: Rows) -> Regressor:
         raise FrameError("estimates of validation frames", "must be finite", remedy="lower training.learning_rate")
     error = np.abs(values - truth)
     factor = np.maximum(np.quantile(error / sd, ONE_SD, axis=0), 1e-6)
+    sd = sd * factor
+    # what normal distributions with these errors know of the truth beyond the box, as independent ones
+    gain = (np.log(2 * regressor.box.half.numpy() / sd) - ((error / sd) ** 2 + np.log(2 * np.pi)) / 2).sum(1)
     scores = {
         "rows": len(error),
         "rms": np.sqrt((error**2).mean(0)).tolist(),
         "bias": (values - truth).mean(0).tolist(),
-        "median_sd": np.median(sd * factor, axis=0).tolist(),
-        "coverage": (error <= sd * factor).mean(0).tolist(),
+        "median_sd": np.median(sd, axis=0).tolist(),
+        "coverage": (error <= sd).mean(0).tolist(),
+        "gain": float(gain.mean()),
+        "gain_se": float(gain.std() / np.sqrt(len(gain))),
     }
     return replace(regressor, sd_factor=tuple(factor.tolist()), scores=scores)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scatterflow import fanout
 from scatterflow.errors import ScatterflowError, StoreError
@@ -23,7 +23,7 @@ from scatterflow.manifest import Shard
 from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import read_json, replacing, write_json
 from scatterflow.progress import duration, quiet, say
-from scatterflow.stages import preprocess, train
+from scatterflow.stages import preprocess, stage
 from scatterflow.trials import (
     RECORD,
     SweepManifest,
@@ -35,11 +35,14 @@ from scatterflow.trials import (
     trials,
 )
 
+if TYPE_CHECKING:
+    from scatterflow.trials import AnyStudy
+
 STAGE = "sweep"
 RESULTS, BEST = "results.csv", "best"
 
 
-def run(study: MultilayerStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
+def run(study: AnyStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
     """Train what is missing, write `sweep/results.csv`, `sweep/best/` and `sweep/manifest.json`; returns the last's path.
 
     A trial that fails stands in the table with its error; another run tries it again. Raises ScatterflowError if none
@@ -61,7 +64,7 @@ def run(study: MultilayerStudy, folder: Path, tell: Callable[[str], None] = say)
             return _finish(study, folder, found, tell)
 
 
-def _train(study: MultilayerStudy, folder: Path, found: list[Trial], backend: str, tell: Callable[[str], None]) -> None:
+def _train(study: AnyStudy, folder: Path, found: list[Trial], backend: str, tell: Callable[[str], None]) -> None:
     sweep, began = sweep_of(study), time.monotonic()
     every = [Shard(number, number + 1) for number in range(len(found))]
     todo = _missing(folder, found, every)
@@ -89,14 +92,14 @@ def _train(study: MultilayerStudy, folder: Path, found: list[Trial], backend: st
     shutil.rmtree(jobs, ignore_errors=True)
 
 
-def train_trial(study: MultilayerStudy, folder: Path, identity: str, number: Shard) -> None:
+def train_trial(study: AnyStudy, folder: Path, identity: str, number: Shard) -> None:
     """Train trial `number` of the sweep `identity` and write its record: what a process or a task of Slurm does."""
     found = trials(study)
     if sweep_identity(found) != identity:  # a task may start hours after the run
         raise StoreError("code", "must not change while a sweep is going on", remedy="run the same command again")
     trial = found[number.start]
     name = sweep_of(study).model
-    bundle = train.run(
+    bundle = stage("train", study.kind).run(
         study_of_trial(study, trial),
         name,
         folder,
@@ -104,10 +107,19 @@ def train_trial(study: MultilayerStudy, folder: Path, identity: str, number: Sha
         quiet,
         trial.folder(folder),
     )
+    _write(trial, folder, state="ok", **_scored(study, folder, bundle))
+
+
+def _scored(study: AnyStudy, folder: Path, bundle: Path) -> dict[str, Any]:
+    """What the record says of a trained trial."""
+    if not isinstance(study, MultilayerStudy):
+        from scatterflow.stages.nanodiffraction import trial  # torch is only needed here
+
+        return trial.score(study, folder, bundle)
     content = read_json(bundle, "scatterflow sweep")
     mode, fit = next(iter(content["modes"].items()))
     seconds = content["meta"]["training"]["seconds"]
-    _write(trial, folder, state="ok", mode=mode, score=fit["gain"], score_se=fit["gain_se"], seconds=seconds)
+    return {"mode": mode, "score": fit["gain"], "score_se": fit["gain_se"], "seconds": seconds}
 
 
 def _write(trial: Trial, folder: Path, **ending: Any) -> None:
@@ -131,7 +143,7 @@ def _score(record: TrialRecord | None) -> str:
     return f"information gain {record.score:.2f} +- {record.score_se:.2f} nat on validation rows"
 
 
-def _finish(study: MultilayerStudy, folder: Path, found: list[Trial], tell: Callable[[str], None]) -> Path:
+def _finish(study: AnyStudy, folder: Path, found: list[Trial], tell: Callable[[str], None]) -> Path:
     """Compare the trials, keep the best bundle, write the table and the manifest."""
     records = {trial.identity: record for trial in found if (record := trial.read(folder)) is not None}
     good = [record for record in records.values() if record.state == "ok" and record.score is not None]

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from scatterflow.errors import FrameError
 from scatterflow.watching.arrivals import Arrival
-
-Prepare = Callable[[NDArray[Any]], NDArray[Any]]  # region (row, column) as stored -> counts (z, y)
-Region = tuple[slice, slice]  # rows and columns of a frame as stored
+from scatterflow.watching.checking import Check, Checks, verdict
+from scatterflow.watching.cutting import Cut, Region
 
 
 class Estimator(Protocol):
@@ -27,6 +26,10 @@ class Estimator(Protocol):
     def shape(self) -> tuple[int, int]:
         """Shape (z, y) of its frames."""
 
+    @property
+    def check(self) -> Check | None:
+        """Tells whether it describes a frame; None where it cannot tell."""
+
     def predict(self, frames: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Counts (frame, z, y) -> values (frame, parameter), standard deviations (frame, parameter)."""
 
@@ -37,33 +40,36 @@ class Named(NamedTuple):
     names: Sequence[str]
     shape: tuple[int, int]
     predict: Callable[[NDArray[np.float32]], tuple[NDArray[np.float64], NDArray[np.float64]]]
+    check: Check | None = None
 
 
 class Answer(NamedTuple):
-    """What became of a frame: `values (parameter,)` and `sd (parameter,)` unless it is broken or missing."""
+    """What became of a frame: `values (parameter,)` and `sd (parameter,)` unless it is broken or missing.
+
+    Then `verdict` says whether the model describes the frame: ok, outside or unchecked; the deviance is not None where
+    it was checked.
+    """
 
     arrival: Arrival
     status: str
     why: str
     values: NDArray[np.float64] | None = None
     sd: NDArray[np.float64] | None = None
+    verdict: str = ""
+    deviance: float | None = None
 
 
 def answer(
-    arrivals: Sequence[Arrival],
-    estimator: Estimator,
-    prepare: Prepare | None = None,
-    excluded: NDArray[np.bool_] | None = None,
-    region: Region | None = None,
+    arrivals: Sequence[Arrival], estimator: Estimator, cut: Cut, checks: Checks, waiting: int = 0
 ) -> list[Answer]:
     """Answers in the order of `arrivals`; a frame that cannot be asked about is broken and says why.
 
-    Of a frame only its `region` counts. `excluded (row, column)` are pixels of a whole frame as stored whose values mean
-    nothing: they are set to 0. Without `prepare` the region must hold counts (z, y) of the estimator's shape.
+    Excluded pixels are set to 0. `waiting` is how many frames wait behind these.
     """
-    if region is not None:
-        arrivals = [each if each.values is None else each._replace(values=each.values[region]) for each in arrivals]
-        excluded = None if excluded is None else excluded[region]
+    excluded = cut.excluded
+    if cut.region is not None:
+        arrivals = [_region(each, cut.region, excluded) for each in arrivals]
+        excluded = None if excluded is None else excluded[cut.region]
     why = {i: each.why for i, each in enumerate(arrivals) if each.values is None}
     shapes: dict[tuple[tuple[int, ...], str], list[int]] = defaultdict(list)
     for i, each in enumerate(arrivals):
@@ -77,10 +83,16 @@ def answer(
     counts: dict[int, NDArray[np.float32]] = {}
     for i in asked:
         try:
-            counts[i] = _counts(arrivals[i], estimator, prepare, excluded)
+            counts[i] = _counts(arrivals[i], estimator, cut, excluded)
         except FrameError as error:
             why[i] = str(error)
     found = dict(zip(counts, _predicted(np.stack(list(counts.values())), estimator), strict=True)) if counts else {}
+    good = [i for i in found if not isinstance(found[i], str)]
+    deviance: dict[int, float] = {}
+    if good:
+        values = np.stack([found[i][0] for i in good])
+        told = checks.deviances(estimator.check, np.stack([counts[i] for i in good]), values, cut.valid, waiting)
+        deviance = {good[place]: value for place, value in told.items()}
     answers = []
     for i, each in enumerate(arrivals):
         if i in why:
@@ -88,8 +100,20 @@ def answer(
         elif isinstance(found[i], str):
             answers.append(Answer(each, "broken", str(found[i])))
         else:
-            answers.append(Answer(each, each.status, each.why, *found[i]))
+            checked = deviance.get(i)
+            given = Answer(each, each.status, each.why, *found[i])
+            answers.append(given._replace(verdict=verdict(checked, estimator.check), deviance=checked))
     return answers
+
+
+def _region(arrival: Arrival, region: Region, excluded: NDArray[np.bool_] | None) -> Arrival:
+    """A frame cut; one of another shape than the cut was found for is broken."""
+    if arrival.values is None:
+        return arrival
+    if excluded is not None and arrival.values.shape != excluded.shape:
+        shape, usual = (" x ".join(map(str, each.shape)) for each in (arrival.values, excluded))
+        return arrival._replace(values=None, status="broken", why=f"{shape} pixels, the cut is for {usual}")
+    return arrival._replace(values=arrival.values[region])
 
 
 def _reasons(frames: NDArray[Any], limits: NDArray[Any], excluded: NDArray[np.bool_] | None) -> list[str]:
@@ -120,11 +144,11 @@ def _reasons(frames: NDArray[Any], limits: NDArray[Any], excluded: NDArray[np.bo
 
 
 def _counts(
-    arrival: Arrival, estimator: Estimator, prepare: Prepare | None, excluded: NDArray[np.bool_] | None
+    arrival: Arrival, estimator: Estimator, cut: Cut, excluded: NDArray[np.bool_] | None
 ) -> NDArray[np.float32]:
     """What the estimator is asked about: counts (z, y). Raises FrameError where it has another shape."""
     raw = arrival.values if excluded is None else np.where(excluded, 0, arrival.values)  # type: ignore[arg-type]  # never without values
-    counts = np.asarray(prepare(raw) if prepare is not None else raw, dtype=np.float32)  # type: ignore[arg-type]  # as above
+    counts = np.asarray(cut.prepare(raw) if cut.prepare is not None else raw, dtype=np.float32)  # type: ignore[arg-type]  # as above
     if counts.shape != tuple(estimator.shape):
         must = f"must have the {' x '.join(map(str, estimator.shape))} pixels of the model"
         got = " x ".join(map(str, counts.shape))

@@ -127,6 +127,7 @@ class Queue:
                 self._ready.wait(timeout_s)
             taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
             self._bytes -= sum(each.values.nbytes for each in taken if each.values is not None)
+            self.lag -= len(taken)
             if not taken and self.error is not None:
                 raise self.error
             return taken

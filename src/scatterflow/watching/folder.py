@@ -172,7 +172,7 @@ def _named(name: str, number: int) -> str:
 
 def _read(path: Path) -> tuple[NDArray[Any], float]:
     """Values (row, column) of the only frame of a file and the counts from which its pixels are saturated."""
-    with contextlib.closing(open_stack(path)) as stack:
+    with contextlib.closing(open_stack(path, wait_s=0)) as stack:  # `_next` tries again, and others have their turn
         if stack.frames != 1:
             must, remedy = "must hold one frame to be watched in a folder", "watch the file itself"
             raise FrameError(f"frame {text(path)}", must, stack.frames, remedy)

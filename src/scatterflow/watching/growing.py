@@ -7,6 +7,8 @@ the writer has died: the flags of the file, which a writer clears when it closes
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import time
 from collections import deque
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from scatterflow.errors import FrameError
 from scatterflow.framefiles import LARGEST_PX, text
+from scatterflow.framehdf5 import check_bitshuffle, is_bitshuffled
 from scatterflow.watching.arrivals import Arrival, Block, Patience, Pause, Room, rest
 
 CLOSED, DIED = "the writer closed the file", "no new frame came, and the file is still open for writing"
@@ -57,6 +60,7 @@ class _Growing:
 
     def __init__(self, path: Path, data: h5py.Dataset, patience: Patience, say: Callable[[str], None]) -> None:
         self.data, self.patience, self.say = data, patience, say
+        self.path, self.shuffled = path, is_bitshuffled(data)
         self.label = f"{text(path.name)}::{text(data.name)}"
         self.size = int(np.prod(data.shape[1:])) * data.dtype.itemsize
         self.first = data.shape[0]
@@ -111,8 +115,8 @@ class _Growing:
             return []
         self.looked = now
         try:
-            values = self.data[self.next : self.next + count]
-        except OSError as error:
+            values = self._read(self.next, count)
+        except (OSError, FrameError) as error:
             return self._block(now, closed, 1) if count > 1 else self._unreadable(now, closed, text(error))
         there = self._written(values, closed, now)
         arrivals: list[Arrival] = []
@@ -122,6 +126,18 @@ class _Growing:
             arrivals.append(Arrival(self._name(self.next), self.next, self._appeared(now), image, self.limit))
             self._go_on(1)
         return arrivals or self._passed_over(there, closed, now)
+
+    def _read(self, first: int, count: int) -> NDArray[Any]:
+        """Frames (frame, row, column). Raises OSError or FrameError where they cannot be read.
+
+        The bitshuffle filter trusts the sizes in a chunk, and ends this process where they are wrong: they are checked.
+        """
+        if self.shuffled:
+            starts = zip((first, 0, 0), (first + count, *self.data.shape[1:]), self.data.chunks, strict=True)
+            for corner in itertools.product(*(range(low - low % size, high, size) for low, high, size in starts)):
+                with contextlib.suppress(RuntimeError, OSError, MemoryError):  # not written yet: see `_allocated`
+                    check_bitshuffle(self.path, self.data, corner)
+        return np.asarray(self.data[first : first + count])
 
     def _go_on(self, places: int) -> None:
         self.next += places
@@ -155,8 +171,8 @@ class _Growing:
         if self.waits is None or now - self.looked > _PROBE_S:
             return False
         try:
-            return not (self._differs(self.data[self.next]).any() or self._allocated(self.next))
-        except OSError:  # `_block` will see, too
+            return not (self._differs(self._read(self.next, 1)).any() or self._allocated(self.next))
+        except (OSError, FrameError):  # `_block` will see, too
             return False
 
     def _appeared(self, now: float) -> float:
@@ -219,8 +235,8 @@ class _Growing:
         """The frame that was passed over, if it is there now."""
         why = f"written after frame {self.next - 1}"
         try:
-            image = self.data[index]
-        except OSError as error:
+            image = self._read(index, 1)[0]
+        except (OSError, FrameError) as error:
             return Arrival(
                 self._name(index), index, time.monotonic(), status="broken", why=f"{why}, unreadable: {text(error)}"
             )

@@ -21,7 +21,7 @@ from scatterflow.files import disk_errors, exclusive
 from scatterflow.watching.answers import Answer
 
 FRAMES, SUMMARY = "frames.jsonl", "summary.json"
-FORMAT = 1
+FORMAT = 2
 ANSWERED = ("ok", "late")
 _FINEST_S, _RATIO, _BINS = 1e-6, 1.01, 3000  # up to 1e7 s
 
@@ -50,6 +50,8 @@ class Latencies:
 class Summary:
     """How a watch went. `frames` = ok + late + broken; `missing` never came. Latency: from appearance to answer.
 
+    Of the answers, ok + late, the model `described` the frame, or it was `outside`, or `unchecked`. `cut` says in words
+    what was cut out of the frames; empty where nothing was.
     `ended` says why; `died` is True when that was a writer that stopped without closing its file. `largest_lag` is the
     largest number of frames that were there without an answer, `bundles` how many were used, `refused` how many new
     ones could not be. `rate_hz` is frames per second from the first appearance to the last answer.
@@ -61,6 +63,10 @@ class Summary:
     late: int
     broken: int
     missing: int
+    described: int
+    outside: int
+    unchecked: int
+    cut: str
     continued: int
     p50_ms: float | None
     p99_ms: float | None
@@ -76,6 +82,8 @@ class Summary:
     def line(self) -> str:
         """The summary for people."""
         parts = [f"{self.frames} frames: {self.ok} ok, {self.late} late, {self.broken} broken, {self.missing} missing"]
+        if self.ok or self.late:
+            parts.append(f"answers: {self.described} ok, {self.outside} outside, {self.unchecked} unchecked")
         if self.p50_ms is not None and self.p99_ms is not None:
             parts.append(f"latency p50 {self.p50_ms:.1f} ms, p99 {self.p99_ms:.1f} ms, at most {self.max_ms:.1f} ms")
         if self.rate_hz is not None:
@@ -98,6 +106,8 @@ def record(answer: Answer, names: Sequence[str], bundle: str, now: float) -> dic
         "why": answer.why,
         "estimate": dict(zip(names, map(float, answer.values), strict=True)) if given else None,  # type: ignore[arg-type]  # given
         "sd": dict(zip(names, map(float, answer.sd), strict=True)) if given else None,  # type: ignore[arg-type]  # given
+        "verdict": answer.verdict,
+        "deviance": answer.deviance if answer.deviance is not None and math.isfinite(answer.deviance) else None,
         "bundle": bundle if given else None,
         "latency_ms": round(1e3 * (now - answer.arrival.appeared), 3),
         "answered_s": round(time.time(), 6),
@@ -105,12 +115,14 @@ def record(answer: Answer, names: Sequence[str], bundle: str, now: float) -> dic
 
 
 def line(told: Mapping[str, Any]) -> str:
-    """A record for people."""
+    """A record for people: of a frame that came in time, the verdict on the answer."""
     if told["estimate"] is None:
         return f"{told['frame']}: {told['status']}, {told['why']}"
+    status = told["verdict"] if told["status"] == "ok" else f"{told['status']}, {told['verdict']}"
+    deviance = f", deviance {told['deviance']:.3g}" if told["deviance"] is not None else ""
     values = ", ".join(f"{name} {value:.3e} (sd {told['sd'][name]:.1e})" for name, value in told["estimate"].items())
     why = f", {told['why']}" if told["why"] else ""
-    return f"{told['frame']}: {told['status']}, {values}, {told['latency_ms']:.1f} ms{why}"
+    return f"{told['frame']}: {status}, {values}{deviance}, {told['latency_ms']:.1f} ms{why}"
 
 
 class Records:
@@ -178,8 +190,8 @@ def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any] | None, list[dic
 def read_records(folder: Path) -> xr.Dataset:
     """Records of a watch in the order of the frames: `estimate`, `sd` (frame, parameter), NaN where there is no answer.
 
-    `status`, `why`, `latency_ms` and `number` (frame,), coordinates `frame` (names) and `parameter`. Of a frame with
-    several records (missing, then late) the last counts. Raises StoreError where there are none.
+    `status`, `why`, `verdict`, `latency_ms` and `number` (frame,), coordinates `frame` (names) and `parameter`. Of a frame
+    with several records (missing, then late) the last counts. Raises StoreError where there are none.
     """
     path = folder / FRAMES
     with disk_errors(path):
@@ -196,7 +208,9 @@ def read_records(folder: Path) -> xr.Dataset:
         return np.array(values, dtype=np.float64).reshape(len(rows), len(names))
 
     columns = {key: ("frame", np.array([each[key] for each in rows])) for key in ("number", "latency_ms")}
-    words = {key: ("frame", np.array([each[key] for each in rows], dtype=object)) for key in ("status", "why")}
+    words = {
+        key: ("frame", np.array([each[key] for each in rows], dtype=object)) for key in ("status", "why", "verdict")
+    }
     return xr.Dataset(
         {"estimate": (("frame", "parameter"), table("estimate")), "sd": (("frame", "parameter"), table("sd"))}
         | columns

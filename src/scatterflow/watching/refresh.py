@@ -52,11 +52,14 @@ class Refreshed:
         """The estimator and its identity, after a first answer: later ones are faster, and a model of NaN is refused."""
         identity = self._identity()
         estimator = self._load(self._folder)
-        values, sd = estimator.predict(np.ones((1, *estimator.shape), dtype=np.float32))
+        frame = np.ones((1, *estimator.shape), dtype=np.float32)
+        values, sd = estimator.predict(frame)
         shape = (1, len(estimator.names))
         if values.shape != shape or sd.shape != shape or not (np.isfinite(values).all() and np.isfinite(sd).all()):
             must = f"must answer a frame with {shape[1]} finite values and standard deviations"
             raise BundleError(f"bundle {self._folder}", must, "something else", "train the model again")
+        if estimator.check is not None:
+            estimator.check.deviance(frame, values, None)
         if identity != self._identity():
             raise BundleError(f"bundle {self._folder}", "must stay as it is while it is read", "a change")
         return estimator, identity

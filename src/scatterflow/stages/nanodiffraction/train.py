@@ -28,9 +28,11 @@ def run(
     folder: Path,
     tell: Callable[[str], None] = say,
     tracker: Tracker = track,
+    target: Path | None = None,
 ) -> Path:
     """Train estimator `model` and write its bundle `models/<model>/` below `folder`; returns the path of `bundle.json`.
 
+    `target` takes the place of `models/`.
     It learns from stored expected counts, with noise of its own, and from the whole frames of the measured scans, if there
     are any. Continues from the last checkpoint of the same configuration and data, at its step; a signal that ends the
     training raises `fanout.Stopped` after a checkpoint. Held-back simulations are never read.
@@ -50,7 +52,7 @@ def run(
         rows["train"],
         rows["validation"],
         config.forward.max_counts,
-        folder / "models" / model,
+        (target or folder / "models") / model,
         seed=study.seed,
         frames=np.concatenate(measured) if measured else None,
         log=tell,
