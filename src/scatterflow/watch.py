@@ -63,7 +63,7 @@ class Settings:
     queue: int = 1024
     queue_bytes: int = 2**28
     batch: int = 256
-    check: float = 0.25
+    check: float = 0.15
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense, with a ConfigError."""

@@ -6,7 +6,7 @@ Amplitude and background are fitted for the parameters at hand; what they cost i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Model:
     floor: float  # of the intensity, over its maximum: what a count outside the model costs is finite
     background: bool
 
-    @cached_property
+    @property
     def least(self) -> float:
         """Maximum below which an image is dark: its light falls beside the detector, and float32 could not square it."""
         return dark(self.at)
@@ -142,6 +142,7 @@ def raised(image: Tensor, floor: float, least: float) -> Tensor:
     return image + floor * image.amax((1, 2), keepdim=True).clamp_min(least)
 
 
+@lru_cache(maxsize=8)
 def dark(at: Kinematics) -> float:
     """A thousandth of the maximum of an unstrained film's image, which lies in the middle of the detector."""
     return 1e-3 * float(intensities(at, torch.zeros(1, 3, dtype=torch.float64)).amax())

@@ -102,7 +102,7 @@ def infer(
     ] = None,
     check: Annotated[
         float | None,
-        typer.Option("--check", help="With --watch: share of the time for verdicts; 1: on every frame. Default: 0.25."),
+        typer.Option("--check", help="With --watch: share of the time for verdicts; 1: on every frame. Default: 0.15."),
     ] = None,
     mask: Annotated[
         Path | None, typer.Option("--mask", help="With --watch: file whose non-zero pixels mean nothing.")
