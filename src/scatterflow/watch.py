@@ -7,11 +7,12 @@ every frame gets a line that says what became of it. (Figure 4b of Li et al., DO
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,6 +78,20 @@ class Settings:
             raise ConfigError("check of a watch", "must be a share from 0 to 1", self.check)
 
 
+@contextmanager
+def _settled() -> Iterator[None]:
+    """Python's collector looks no more at what is there already, libraries above all: a pass takes tens of milliseconds."""
+    if gc.get_freeze_count():  # somebody else did it, and may want to undo it
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def watch(
     source: PathLike,
     bundle: Path,
@@ -126,6 +141,7 @@ def watch(
         patience = Patience(settings.idle_s, settings.gap_s, done)
         queue = stack.enter_context(filled(follow, patience, settings.queue, settings.queue_bytes, say))
         tally = _Tally(str(source), len(done))
+        stack.enter_context(_settled())
         ended = ""
         try:
             while not ended:

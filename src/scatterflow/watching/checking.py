@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 OK, OUTSIDE, UNCHECKED = "ok", "outside", "unchecked"
-BURST_S = 0.003  # of checks between two batches of answers
+BURST_S = 0.001  # of checks between two batches of answers; what was begun is finished
 BEHIND = 16  # frames that wait, beyond which there is no time for checks
-_AT_ONCE = 4  # frames: fewer take as long, and what the forward model makes of more leaves the processor's cache
+_AT_ONCE = 1  # frames: four take half as long each, but the frames that come meanwhile would wait four times as long
 _EACH_S = 0.001  # a check takes about so long, before it was measured
 
 Valid = NDArray[np.bool_]  # (z, y), True = valid
