@@ -45,8 +45,9 @@ def test_a_bug_is_one_line_with_the_traceback_in_a_file(tmp_path: Path, argument
 
 
 WAIT = """
-import time
+import signal, time
 from scatterflow.cli.app import app
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts with & ignores it, and so do its children
 @app.command()
 def wait(json: bool = False):
     print('a library prints this', flush=True)
