@@ -19,7 +19,7 @@ help: ## this list
 install: $(STAMP) ## .venv with everything in it (python3 >= 3.11 and the package index are needed; 1 to 3 min)
 
 .PHONY: demo
-demo: $(STAMP) ## install, then run config/demo.yaml on all cores (8 min on 2 cores); says where the report is
+demo: $(STAMP) ## install, then run config/demo.yaml on all cores (10 to 16 min on 2 cores); says where the report is
 	@$(BIN)/snakemake --cores all
 	@$(BIN)/python workflow/scripts/print_headline.py results/demo
 
@@ -30,7 +30,7 @@ data: $(STAMP) ## fetch the real detector frames into $SCATTERFLOW_DATA and chec
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup -p no:benchmark
 
 .PHONY: test
-test: $(STAMP) ## install, then all tests: unit, property, science, workflow, a part of Slurm's faults (20 min on 2 cores)
+test: $(STAMP) ## install, then all tests: unit, property, science, workflow, a part of Slurm's faults (20 to 30 min on 2 cores)
 	$(PYTEST) -m 'not table'
 
 .PHONY: test-failed
