@@ -6,12 +6,11 @@ pytest benchmarks/bench_dwba.py -s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
 
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.sample import SampleConfig
@@ -20,7 +19,10 @@ from scatterflow.forward.dwba import Engine, limits
 from scatterflow.multilayer import multilayer_prior
 from scatterflow.study import load_study
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler warns of itself
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's compiler warns of itself
+]
 PAPER = load_study("config/paper.yaml", "layers12").config
 DEMO = load_study("config/demo.yaml", "multilayer").config
 PIXELS = 1024 * 512
@@ -33,15 +35,6 @@ NEEDED = {
 }  # what it must reach
 FRAMES_PER_S = 10_000  # on a GPU
 GRADIENT = 5  # times the forward
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 def seconds(run: Callable[[], object], repeats: int = 7, device: str = "cpu") -> float:

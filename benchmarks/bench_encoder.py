@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from scatterflow.baselines import likelihood
 from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
@@ -34,6 +32,7 @@ from scatterflow.models.regressor import Regressor, build, load_regressor
 from scatterflow.models.regressor_training import Labelled, train_regressor
 from scatterflow.progress import quiet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = int(os.environ.get("SCATTERFLOW_ENCODER_FRAMES", "12000"))  # a training sees
 SEEDS = int(os.environ.get("SCATTERFLOW_ENCODER_SEEDS", "10"))
 EPOCHS = 10  # the clock ends no training here: a busy machine gives the same weights
@@ -62,15 +61,6 @@ class Row(NamedTuple):
 
     ratio: Array
     covered: Array
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 def simulated(theta: Array) -> Labelled:

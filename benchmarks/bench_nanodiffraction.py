@@ -6,33 +6,24 @@ Same run, one thread, float32. pytest benchmarks/bench_nanodiffraction.py -s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import asin, cos, pi, sin
 
 import numpy as np
 import pytest
 import torch
-from threadpoolctl import threadpool_limits
 
 from scatterflow.baselines import centroid, correlation, likelihood
 from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
 from scatterflow.forward import fields
 from scatterflow.forward.nanodiffraction import Kinematics, intensities, kinematics
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 BEAM, FILM = NanobeamConfig(), FilmConfig()
 BOX = np.array([[-5e-3, -0.05, -0.1], [5e-3, 0.05, 0.1]])
 MAX_COUNTS = 7
 FORWARD, CORRELATION = 1000, 500  # times faster, at least
 DONUT_MS = {"correlation fit, GPU": 5.6, "encoder, CPU": 0.27}  # published, per frame
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with threadpool_limits(1):
-        yield
-    torch.set_num_threads(threads)
 
 
 def seconds(run: Callable[[], object], repeats: int) -> float:

@@ -155,12 +155,21 @@ def _read_cbf(file: Path) -> tuple[NDArray[Any], Header]:
 _FABIO = threading.Lock()
 
 
+class _Complaints(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
 @contextmanager
 def _silent(file: Path) -> Iterator[None]:
     """Keep fabio's log off the user's terminal; what it logs as an error refuses the file."""
-    complaints: list[str] = []
-    handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: complaints.append(record.getMessage())  # type: ignore[method-assign]  # a one-line handler
+    handler = _Complaints(logging.ERROR)
     logger = logging.getLogger("fabio")
     with _FABIO:  # handlers and `propagate` belong to the process, not to the thread
         propagate, logger.propagate = logger.propagate, False
@@ -170,8 +179,8 @@ def _silent(file: Path) -> Iterator[None]:
         finally:
             logger.removeHandler(handler)
             logger.propagate = propagate
-    if complaints:
-        raise damaged(file, text(complaints[0]))
+    if handler.said:
+        raise damaged(file, text(handler.said[0]))
 
 
 def _check_directories(file: Path, stream: BinaryIO) -> None:

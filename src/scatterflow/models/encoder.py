@@ -50,12 +50,14 @@ class Encoder(nn.Module):
     def describe(self, profile: Tensor, valid: Tensor) -> Tensor:
         """The hidden layer's share of the profile (row, hidden): computed once for any number of `extra`."""
         scaled = (profile - self.mean) @ self.projection
-        return self.profile(scaled) + self.holes((~valid).to(profile.dtype))  # type: ignore[no-any-return]  # calls of nn.Module are untyped
+        described: Tensor = self.profile(scaled) + self.holes((~valid).to(profile.dtype))
+        return described
 
     def combine(self, described: Tensor, extra: Tensor | None = None) -> Tensor:
         """(..., output) from a described profile (..., hidden) and extra (..., number), broadcast."""
         hidden = described if self.extra is None else described + self.extra(extra)
-        return self.last(hidden)  # type: ignore[no-any-return]  # calls of nn.Module are untyped
+        outputs: Tensor = self.last(hidden)
+        return outputs
 
 
 def principal_components(values: Tensor, kept: int) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,8 @@ class ConditionalFlow(nn.Module):
     def log_prob(self, normal: Tensor, condition: Tensor) -> Tensor:
         """Natural log density of `normal` (row, parameter), (row,)."""
         noise, log_determinant = self.transform(normal, condition)
-        return self.base.log_prob(noise, condition) + log_determinant  # type: ignore[no-any-return] # nflows is untyped
+        density: Tensor = self.base.log_prob(noise, condition) + log_determinant
+        return density
 
     def forward(self, normal: Tensor, condition: Tensor) -> Tensor:
         """The same as `log_prob`."""
@@ -71,4 +72,5 @@ def _autoregressive(parameters: int, condition: int, config: MafConfig) -> nn.Mo
         final.weight.zero_()
         final.bias.zero_()
         final.bias[0::2] = math.log(math.expm1(1 - SCALE_FLOOR))  # raw scale of 1; shifts are the odd rows
-    return layer  # type: ignore[no-any-return] # nflows is untyped
+    found: nn.Module = layer
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,8 @@ class Complex:
         """z times real."""
         return Complex(self.re * real, self.im * real)
 
-    def __getitem__(self, index: object) -> Complex:
-        return Complex(self.re[index], self.im[index])  # type: ignore[index]  # whatever indexes a tensor
+    def __getitem__(self, index: Any) -> Complex:
+        return Complex(self.re[index], self.im[index])
 
     def square(self) -> Complex:
         """The square, with the real part factorised: exact cancellation of equal parts."""
