@@ -15,6 +15,9 @@ from scatterflow.forward.nanodiffraction import Kinematics, intensities
 from scatterflow.forward.nanodiffraction_slopes import slopes
 
 _ALIKE = 1e-5  # of the determinant: below, float32 cannot tell an image from an even background, and all is background
+_LEAST, _DARKEST = 1e-3, 1e-4  # of the counts, in the image and in the background
+_ROUNDS = 12  # of Fisher scoring of a concave function: four digits in a few
+_NOTHING = 1e-30
 _TINY = 1e-7  # relative, what float32 leaves uncertain
 BATCH = 16  # frames whose model is held at once: 4 MB each by default, which caches still hold in part
 
@@ -79,28 +82,26 @@ def _batch(model: Model, counts: Tensor, unit: Tensor) -> Point:
 
 
 def nuisances(model: Model, counts: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Most likely amplitude and background (frame,) of given images."""
+    """Most likely amplitude and background (frame,) of given images.
+
+    Together they expect all counts that came. What is left is the share that the image has of them, by Fisher scoring.
+    """
     valid = torch.ones_like(image[0]) if model.valid is None else model.valid
-    total = counts.sum((1, 2))
-    amplitude = total / (image * valid).sum((1, 2))
+    total, bright, pixels = counts.sum((1, 2)), (image * valid).sum((1, 2)), valid.sum()
     if not model.background:
-        return amplitude, torch.zeros_like(amplitude)
-    level = 0.05 * total / valid.sum()
-    amplitude = 0.95 * amplitude
-    least = 1e-3 * amplitude, 1e-4 * total / valid.sum()
-    for _ in range(12):  # Fisher scoring of two concave parameters: four digits in a few steps
-        expected = amplitude[:, None, None] * image + level[:, None, None]
-        weight = valid / expected
-        aa, ab, bb = (weight * image**2).sum((1, 2)), (weight * image).sum((1, 2)), weight.sum((1, 2))
-        # the solution for counts / expected with the same weights: the next expected counts, by least squares
-        a, b = (weight * image * counts).sum((1, 2)), (weight * counts).sum((1, 2))
-        determinant = aa * bb - ab**2
-        told = determinant > _ALIKE * aa * bb
-        free = torch.where(told, (bb * a - ab * b) / torch.where(told, determinant, 1), least[0])
-        # where one of the two is held, the other one is the best beside it
-        level = torch.maximum((b - ab * torch.maximum(free, least[0])) / bb, least[1])
-        amplitude = torch.where(told, torch.maximum((a - ab * level) / aa, least[0]), least[0])
-    return amplitude, level
+        return total / bright, torch.zeros_like(total)
+    even = valid.flatten() / pixels
+    shape = (image * valid).flatten(1) / bright[:, None]
+    difference = shape - even
+    told = difference.square().sum(1) > _ALIKE * shape.square().sum(1)
+    products = torch.stack([counts.flatten(1) * difference, total[:, None] * difference**2], dim=1)
+    share = torch.full_like(total, 0.95)
+    for _ in range(_ROUNDS):
+        expected = torch.addcmul(even, share[:, None], difference)
+        score, information = (products / expected.clamp_min(_NOTHING)[:, None]).sum(2).unbind(1)
+        share = (share + score / information.clamp_min(_NOTHING)).clamp(_LEAST, 1 - _DARKEST)
+    share = torch.where(told, share, _LEAST)
+    return share * total / bright, (1 - share) * total / pixels
 
 
 def fisher_information(

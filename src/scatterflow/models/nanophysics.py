@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +32,17 @@ class Box:
         if not all(0 < high - low < float("inf") for low, high in zip(self.low, self.high, strict=True)):
             raise ConfigError("ranges", "must have low < high", (self.low, self.high))
 
-    @property
+    @cached_property
     def centre(self) -> Tensor:
         """Middle of each range (parameter,), float64, on the CPU."""
         return self._ends.mean(0)
 
-    @property
+    @cached_property
     def half(self) -> Tensor:
         """Half the width of each range (parameter,), float64, on the CPU."""
         return (self._ends[1] - self._ends[0]) / 2
 
-    @property
+    @cached_property
     def _ends(self) -> Tensor:
         return torch.tensor((self.low, self.high), dtype=torch.float64, device="cpu")
 

@@ -65,6 +65,7 @@ class _Growing:
         self.size = int(np.prod(data.shape[1:])) * data.dtype.itemsize
         self.first = data.shape[0]
         self.limit = _saturation(data)
+        self.fill = data.fillvalue
         self.next = 0
         self.total = 0
         self.marks: deque[tuple[int, float]] = deque()  # (number of frames, when it was first seen)
@@ -93,7 +94,8 @@ class _Growing:
                 break
             waiting = self.total - self.next if self.waits is None else 0
             yield Block([each for each in arrivals if each.name not in self.patience.done], waiting)
-            if not arrivals and pause(rest(last)):
+            # a block that took all there was leaves nothing to look at: looks cost as much as reading
+            if not (arrivals and waiting) and pause(rest(last)):
                 return
         for index in self.holes:
             while not room(self.size):
@@ -204,8 +206,7 @@ class _Growing:
 
     def _differs(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         """Which pixels hold something else than what HDF5 gives for a place that was not written."""
-        fill = self.data.fillvalue
-        return np.asarray(~np.isnan(values) if fill != fill else values != fill)
+        return np.asarray(~np.isnan(values) if self.fill != self.fill else values != self.fill)
 
     def _allocated(self, index: int) -> bool:
         """Whether the chunk of a frame of its own exists."""
