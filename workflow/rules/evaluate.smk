@@ -19,7 +19,7 @@ rule evaluate_study:
         f"{RESULTS}/{{study}}/benchmarks/evaluate_study.tsv"
     conda:
         "../../envs/environment.cpu.yaml"
-    threads: workflow.cores
+    threads: cores_used
     resources:
         mem_mb=6000,
         runtime=240,

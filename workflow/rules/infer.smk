@@ -18,7 +18,7 @@ rule infer_posterior:
         f"{RESULTS}/{{study}}/benchmarks/infer_posterior.tsv"
     conda:
         "../../envs/environment.cpu.yaml"
-    threads: workflow.cores
+    threads: cores_used
     resources:
         mem_mb=6000,
         runtime=240,

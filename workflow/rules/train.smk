@@ -1,4 +1,5 @@
-# One job per model; several run side by side. A GPU and more cores come from the profile.
+# One job per model; several run side by side. A GPU and more cores come from the profile. Trainings take longest: they
+# begin before what may run beside them (`priority`), and what they wait for before that.
 rule train:
     input:
         made_by("train"),
@@ -14,6 +15,7 @@ rule train_model:
         f"{RESULTS}/{{study}}/logs/train_model.{{model}}.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/train_model.{{model}}.tsv"
+    priority: 10
     conda:
         "../../envs/environment.gpu.yaml"
     threads: 1
