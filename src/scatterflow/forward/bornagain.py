@@ -16,7 +16,7 @@ from scatterflow.forward.layers import LAYER_PARAMETERS, check_theta
 
 Array = NDArray[np.float64]
 _MARGIN_SIGMAS = 4.0  # the convolution pads with zeros: rows and columns this many sigma around a view are computed too
-_GREY = (0.5, 0.5, 0.5)  # BornAgain wants a display colour per material
+GREY = (0.5, 0.5, 0.5)  # BornAgain wants a display colour per material
 
 
 def check(instrument: InstrumentConfig) -> None:
@@ -99,7 +99,11 @@ def _above_horizon(
     margin_y = int(np.ceil(_MARGIN_SIGMAS * sigma / (columns[1] - columns[0]))) if sigma else 0
     below = 0 if first else margin_z  # nothing comes from below the horizon, where BornAgain transmits a little
     edges = _extend(rows[first:], margin_z)[margin_z - below :]
-    field = _run(sample, instrument, theta, edges, _extend(columns, margin_y))
+    stack = _sample(library(), sample, theta)
+    try:
+        field = simulated(stack, instrument, edges, _extend(columns, margin_y))
+    except SimulationError as error:
+        raise SimulationError("BornAgain", "must be able to compute the sample", f"{error.got} at {theta}") from None
     inner = field[below : len(field) - margin_z, margin_y : field.shape[1] - margin_y]
     scattered[first:] = inner
     return scattered
@@ -112,9 +116,9 @@ def _extend(edges: Array, margin: int) -> Array:
     return np.concatenate([edges[0] - outside[::-1], edges, edges[-1] + outside])
 
 
-def _run(sample: SampleConfig, instrument: InstrumentConfig, theta: Array, rows: Array, columns: Array) -> Array:
-    """One BornAgain simulation on uniform pixel edges, (z, y)."""
-    ba = _library()
+def simulated(sample: Any, instrument: InstrumentConfig, rows: Array, columns: Array) -> Array:
+    """One simulation of a sample of BornAgain's on uniform pixel edges, (z, y). Raises SimulationError where it fails."""
+    ba = library()
     v, _ = geometry.tangents(instrument, rows[[0, -1]], columns[[0, 0]])
     _, u = geometry.tangents(instrument, rows[[0, 0]], columns[[0, -1]])
     # BornAgain 25 calls these bounds angles and takes them as tangents
@@ -123,16 +127,16 @@ def _run(sample: SampleConfig, instrument: InstrumentConfig, theta: Array, rows:
         sigma = instrument.resolution_mm / instrument.distance_mm
         detector.setResolutionFunction(ba.ResolutionFunction2DGaussian(sigma, sigma))
     beam = ba.Beam(instrument.beam_intensity, instrument.wavelength_nm, float(np.radians(instrument.incidence_deg)))
-    simulation = ba.ScatteringSimulation(beam, _sample(ba, sample, theta), detector)
+    simulation = ba.ScatteringSimulation(beam, sample, detector)
     simulation.options().setNumberOfThreads(1)
     simulation.options().setUseAvgMaterials(False)
     try:
         return np.asarray(simulation.simulate().intensities())
     except RuntimeError as error:
-        raise SimulationError("BornAgain", "must be able to compute the sample", f"{error} at {theta}") from None
+        raise SimulationError("BornAgain", "must be able to compute the sample", str(error)) from None
 
 
-def _library() -> Any:
+def library() -> Any:
     """BornAgain. Raises ConfigError where it is not installed or its wheel does not load (an older C library)."""
     try:
         import bornagain
@@ -156,15 +160,18 @@ def _sample(ba: Any, sample: SampleConfig, theta: Array) -> Any:
     """The BornAgain sample of one row of parameters."""
     stack = ba.Sample()
     stack.addLayer(ba.Layer(ba.Vacuum()))
-    transient = {"tanh": ba.TanhTransient, "erf": ba.ErfTransient}[sample.transient]()
-    for delta, beta, thickness, sigma, hurst, length in _layers(sample, theta):
-        spectrum = ba.SelfAffineFractalModel(sigma, hurst, length, sample.max_spatial_frequency_per_nm)
-        if sample.cross_correlation_length_nm is None:
-            roughness = ba.Roughness(spectrum, transient)
-        else:
-            cross = ba.CommonDepthCrosscorrelation(sample.cross_correlation_length_nm)
-            roughness = ba.Roughness(spectrum, transient, cross)
-        material = ba.RefractiveMaterial("layer", _GREY, delta, beta)
-        args = (material, thickness, roughness) if thickness > 0 else (material, roughness)
-        stack.addLayer(ba.Layer(*args))
+    options = sample.transient, sample.max_spatial_frequency_per_nm, sample.cross_correlation_length_nm
+    for values in _layers(sample, theta):
+        stack.addLayer(layer(ba, values, *options))
     return stack
+
+
+def layer(ba: Any, values: tuple[float, ...], transient: str, max_frequency: float, cross_nm: float | None) -> Any:
+    """A rough layer of BornAgain's of `LAYER_PARAMETERS`; one without thickness has no end."""
+    delta, beta, thickness, sigma, hurst, length = values
+    graded = {"tanh": ba.TanhTransient, "erf": ba.ErfTransient}[transient]()
+    spectrum = ba.SelfAffineFractalModel(sigma, hurst, length, max_frequency)
+    cross = () if cross_nm is None else (ba.CommonDepthCrosscorrelation(cross_nm),)
+    roughness = ba.Roughness(spectrum, graded, *cross)
+    material = ba.RefractiveMaterial("layer", GREY, delta, beta)
+    return ba.Layer(*((material, thickness, roughness) if thickness > 0 else (material, roughness)))

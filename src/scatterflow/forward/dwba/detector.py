@@ -189,7 +189,7 @@ def _nodes(instrument: InstrumentConfig, columns: Array, limits: Limits, least: 
     points = -np.cos(np.pi * (np.arange(count) + 0.5) / count)
     starts = low + width * np.arange(panels)
     across = np.zeros((panels, count, len(columns)))
-    local = _lagrange(points, 2 * (coordinate - starts[panel]) / width - 1)
+    local = lagrange(points, 2 * (coordinate - starts[panel]) / width - 1)
     across[panel, :, np.arange(len(columns))] = local.T
     nodes = foot + np.sqrt(np.expm1((starts[:, None] + width * (points + 1) / 2).ravel())) / scale
     half = (columns[0, 1] - columns[0, 0]) / 2
@@ -214,10 +214,10 @@ def _few_angles(alpha: Array, k: float, limits: Limits, least: int) -> tuple[Arr
     points = -np.cos(np.pi * (np.arange(count) + 0.5) / count)
     half = np.maximum((high - low) / 2, np.finfo(float).tiny)
     middle = (low + high) / 2
-    return middle + half * points, _lagrange(points, (alpha - middle) / half)
+    return middle + half * points, lagrange(points, (alpha - middle) / half)
 
 
-def _lagrange(points: Array, x: Array) -> Array:
+def lagrange(points: Array, x: Array) -> Array:
     """Lagrange polynomials of `points` (n,) at `x` (...): (n, ...)."""
     others = [np.delete(points, n) for n in range(len(points))]
     return np.stack(

@@ -169,7 +169,7 @@ class Engine:
             sin_alpha = torch.cat([torch.sin(maps.angles).reshape(-1) for _, maps in group])
             # the last angle is that of the incoming wave, which solves the same equations
             sin_alpha = torch.cat([sin_alpha, sin_alpha.new_tensor([self.sin_incidence])])
-            kz, contrasts, rms, solvable = self._run(_interfaces)(layers, sin_alpha, self.k, *self._options)
+            kz, contrasts, rms, solvable = self._run(interfaces_of)(layers, sin_alpha, self.k, *self._options)
             # the recursion stays uncompiled: torch's compiler does not come to an end on it
             amplitude = self._run(roughness.amplitudes)(waves(solvable), kz, contrasts, rms, self._points)
             done = 0
@@ -242,7 +242,7 @@ class Engine:
         )  # fmt: skip
 
 
-def _interfaces(
+def interfaces_of(
     layers: Tensor, sin_alpha: Tensor, k: float, max_frequency: float, transient: str
 ) -> tuple[Complex, Complex, Tensor, Interfaces]:
     """Vertical wavenumbers, contrasts, effective rms and interfaces of a stack."""

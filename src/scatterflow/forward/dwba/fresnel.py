@@ -118,3 +118,13 @@ def waves(stack_of: Interfaces) -> Waves:
         t_below.append(t)
     above, below = stack(t_above, 1), stack(t_below, 1)
     return Waves(above, above * stack(reflected[::-1], 1), below, below * stack(tops[::-1], 1))
+
+
+def reflection(stack_of: Interfaces) -> Complex:
+    """Amplitude of the reflected wave just above the first interface (simulation, angle), of an incoming one of 1."""
+    plus, minus, _, twice = stack_of
+    r = minus[:, -1] / plus[:, -1]
+    for i in range(plus.re.shape[1] - 2, -1, -1):
+        below = twice[:, i + 1] * r
+        r = (minus[:, i] + plus[:, i] * below) / (plus[:, i] + minus[:, i] * below)
+    return r

@@ -1,0 +1,93 @@
+"""Tables of form factors: the same images as the reference engine, for all shapes, sizes and stacks."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scatterflow.config.instrument import InstrumentConfig
+from scatterflow.errors import ConfigError, SimulationError
+from scatterflow.forward.dwba.formfactors import SHAPES, Shape, heights
+from scatterflow.forward.dwba.particles import expected_counts
+from scatterflow.forward.dwba.tables import Tables, tables
+from scatterflow.forward.dwba.tables import expected_counts as by_tables
+from scatterflow.forward.particles import Arrangement, Interference, Particles, Stack
+
+SIMULATIONS, SIZES = 3, 12
+# 40 x 56 pixels up to 1.4 deg and 1.6 deg beside the beam, which is off the middle: both sides come from the same nodes
+INSTRUMENT = InstrumentConfig(
+    shape=(40, 56), pixel_mm=2.0, distance_mm=3230.0, beam_z_px=13.0, beam_y_px=20.3, wavelength_nm=0.105,
+    incidence_deg=0.4, resolution_mm=0.0, background=0.0,
+)  # fmt: skip
+ROWS, COLUMNS = (np.column_stack([np.arange(n), np.arange(n) + 1.0]) for n in INSTRUMENT.shape)
+RADIUS = np.linspace(1, 10, SIZES)
+
+
+def gold(shape: Shape, interference: Interference = "paracrystal") -> Particles:
+    height = heights(shape, RADIUS, 1.0 if shape == "sphere" else 0.7)
+    return Particles(shape, RADIUS, height, 3e-5, 2.6e-6, interference=interference)
+
+
+def drawn() -> tuple[Arrangement, Stack]:
+    rng = np.random.default_rng(4)
+    shares = rng.dirichlet(np.full(SIZES, 0.3), SIMULATIONS)
+    arrangement = Arrangement(shares, rng.uniform(24, 30, SIMULATIONS), rng.uniform(0.1, 0.4, SIMULATIONS))
+    low, high = np.array([[3e-6, 1e-8, 5, 0.2, 0.3, 5], [2e-5, 1e-6, 40, 1.0, 0.9, 30]])
+    free = rng.uniform(low, high, (SIMULATIONS, 2, 6))
+    silicon = np.broadcast_to([5.4e-6, 8e-8, 0.0, 0.4, 0.6, 20.0], (SIMULATIONS, 1, 6))
+    return arrangement, Stack(np.concatenate([free, silicon], axis=1))
+
+
+@pytest.fixture(scope="module")
+def spheres() -> Tables:
+    return tables(gold("sphere"), INSTRUMENT, ROWS[2:], COLUMNS)
+
+
+@pytest.mark.parametrize("interference", ["none", "paracrystal", "hard-disks"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_images_are_those_of_the_reference(shape: Shape, interference: Interference) -> None:
+    particles, described = gold(shape, interference), drawn()
+    table = tables(particles, INSTRUMENT, ROWS[2:], COLUMNS)
+    ours = by_tables(table, *described)
+    theirs = expected_counts(particles, *described, INSTRUMENT, ROWS[2:], COLUMNS, rough=False)
+    wrong = np.abs(ours / theirs - 1)
+    assert ours.dtype == np.float32
+    assert theirs.max() / theirs.min() > 1e4  # a claim over four decades
+    assert np.median(wrong) < 1e-6
+    assert wrong.max() < 1e-3
+
+
+def test_an_image_does_not_depend_on_the_others(spheres: Tables) -> None:
+    arrangement, stack = drawn()
+    every = by_tables(spheres, arrangement, stack)
+    one = Arrangement(arrangement.shares[1:2], arrangement.distance_nm[1:2], arrangement.disorder[1:2])
+    assert by_tables(spheres, one, replace(stack, layers=stack.layers[1:2]))[0] == pytest.approx(every[1], rel=1e-5)
+
+
+def test_images_are_linear_in_the_shares(spheres: Tables) -> None:
+    """Without interference: a mixture scatters as its parts do."""
+    table = replace(spheres, particles=gold("sphere", "none"))
+    arrangement, stack = drawn()
+    same = replace(stack, layers=np.repeat(stack.layers[:1], SIMULATIONS, axis=0))
+    there = replace(arrangement, distance_nm=np.full(SIMULATIONS, 25.0))
+    mixed = replace(there, shares=np.repeat(there.shares.mean(axis=0, keepdims=True), SIMULATIONS, axis=0))
+    assert by_tables(table, mixed, same)[0] == pytest.approx(by_tables(table, there, same).mean(axis=0), rel=3e-5)
+
+
+def test_more_nodes_where_more_is_asked(spheres: Tables) -> None:
+    coarse = tables(gold("sphere"), INSTRUMENT, ROWS[2:], COLUMNS, tolerance=1e-2)
+    assert len(coarse.across) < len(spheres.across) < len(COLUMNS)
+    assert coarse.nbytes < spheres.nbytes
+
+
+def test_errors_are_one_line(spheres: Tables) -> None:
+    flat = INSTRUMENT.model_copy(update={"geometry": "flat"})
+    with pytest.raises(ConfigError, match=r"geometry must be bornagain for tables .*, got flat; resample"):
+        tables(gold("sphere"), flat, ROWS, COLUMNS)
+    with pytest.raises(ConfigError, match="must lie above the horizon, got 1 at or below it; crop the view"):
+        tables(gold("sphere"), INSTRUMENT, ROWS[1:], COLUMNS)
+    with pytest.raises(SimulationError, match="must be 0, the surface, for tables, got 1"):
+        tables(replace(gold("sphere"), layer=1), INSTRUMENT, ROWS[2:], COLUMNS)
+    arrangement, stack = drawn()
+    with pytest.raises(SimulationError, match="as many shares of all sizes as stacks"):
+        by_tables(spheres, arrangement, replace(stack, layers=stack.layers[:2]))
