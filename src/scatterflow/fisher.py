@@ -35,7 +35,8 @@ def _remaining(study: MultilayerStudy, theta: xr.DataArray, view: str) -> Array:
     found = study.derivatives(theta, views=(view,))
     share = geometry.valid_share(study.config.instrument, view)
     share = np.where(share >= study.config.observe.min_valid_share, share, 0.0).reshape(-1)
-    width = study.prior.conditional_upper(study.prior.values(theta)) - study.prior.lower
+    values = study.prior.values(theta)
+    width = study.prior.conditional_upper(values) - study.prior.conditional_lower(values)
     sd = width / np.sqrt(12)  # the unit of every parameter from here on
     slopes = found[f"d_{view}"].values.reshape(*theta.shape, -1) * sd[..., None]
     expected = found[view].values.reshape(len(theta), 1, -1)

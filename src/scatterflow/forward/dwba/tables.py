@@ -36,7 +36,7 @@ Array = NDArray[np.float64]
 _PAIRS = tuple(combinations_with_replacement(range(4), 2))
 _FIRST_NODES, _MOST_NODES = 12, 256
 _TESTED_ROWS = 9
-_LEVELS = 8  # exit angles at which the structure factor is computed: good to 1e-3 of it beside the beam, 1e-6 elsewhere
+_LEVELS = 12  # exit angles at which the structure factor is computed: good to 1e-4 but within two pixels of the beam
 _CHUNK = 32  # images at once: tables are read once for all of them
 
 
