@@ -37,18 +37,18 @@ _PAIRS = tuple(combinations_with_replacement(range(4), 2))
 _FIRST_NODES, _MOST_NODES = 12, 256
 _TESTED_ROWS = 9
 _LEVELS = 12  # exit angles at which the structure factor is computed: good to 1e-4 but within two pixels of the beam
-_CHUNK = 32  # images at once: tables are read once for all of them
+_CHUNK, _BLOCK = 32, 32  # images and rows at once: what is made of them stays in the processor's caches
 
 
 @dataclass(frozen=True)
 class Tables:
     """Form factors of `particles` in the pixels of an instrument, of all sizes.
 
-    squares (row, 10 x size, node), means (size, 4 x row x node): moments of x over Porod's envelope, times what every
-    column of pixels has in common: counts per [nm^4] and particle per [nm^2]; float32. across (node, column): interpolation
-    to the columns, times the envelope and what is left of the factor; where the beam is in the middle, `mirrored`, to those
-    of the upper half only. sin_alpha (row,): of the exit angles. q (level, column) and
-    levels (row, level): in-plane wave numbers [1/nm] at few exit angles, and the interpolation from there.
+    squares (row, 10 x size, node), means (row, size, 4 x node): moments of x over Porod's envelope, times what every column
+    of pixels has in common: counts per [nm^4] and particle per [nm^2]; float32. across (node, column): interpolation to the
+    columns, times the envelope and what is left of the factor; where the beam is in the middle, `mirrored`, to those of the
+    upper half only. sin_alpha (row,): of the exit angles. q (level, column) and levels (row, level): in-plane wave numbers
+    [1/nm] at few exit angles, and the interpolation from there.
     """
 
     particles: Particles
@@ -100,16 +100,15 @@ def tables(
     # the solid angle is a product of a row's and a column's up to the fourth power of the azimuth
     along, beside = solid[:, some][:, 0], solid[0, some] / solid[0, some][0]
     values *= np.sqrt(strength * along)[:, None]
-    sizes = len(particles.radius)
-    squares = np.empty((len(rows), len(_PAIRS), sizes, len(nodes)), dtype=np.float32)
+    squares = np.empty((len(rows), len(_PAIRS), len(particles.radius), len(nodes)), dtype=np.float32)
     for number, (one, other) in enumerate(_PAIRS):
         squares[:, number] = (values[one] * values[other] / envelope).transpose(1, 0, 2) * (1 + (one != other))
-    means = (values / np.sqrt(envelope)).transpose(1, 0, 2, 3).astype(np.float32)
+    means = (values / np.sqrt(envelope)).transpose(2, 1, 0, 3).astype(np.float32)
     q, levels = _levels(instrument, rows, columns[some])
     return Tables(
         particles, instrument, rows, columns,
         torch.from_numpy(squares.reshape(len(rows), -1, len(nodes))),
-        torch.from_numpy(means.reshape(sizes, -1)),
+        torch.from_numpy(means.reshape(*means.shape[:2], -1)),
         torch.from_numpy((across * beside).astype(np.float32)),
         mirrored, np.sin(alpha[:, some][:, 0]), q, torch.from_numpy(levels.astype(np.float32)),
     )  # fmt: skip
@@ -118,46 +117,53 @@ def tables(
 def expected_counts(table: Tables, arrangement: Arrangement, stack: Stack) -> NDArray[np.float32]:
     """Counts (simulation, row, column) that particles scatter, as `dwba.particles.expected_counts` without `rough`.
 
-    Holds about 2 MB per image of 256 x 256 and 30 sizes, 32 at once, beside the result. Raises SimulationError.
+    Holds about 10 MB beside the result and the tables for 256 columns and 30 sizes. Raises SimulationError.
     """
     check(table.particles, arrangement, stack)
     result = np.empty((len(stack.layers), len(table.rows), len(table.columns)), dtype=np.float32)
+    columns = table.across.shape[1]
     with torch.no_grad():
         for start in range(0, len(result), _CHUNK):
             part = slice(start, start + _CHUNK)
             some = Arrangement(arrangement.shares[part], arrangement.distance_nm[part], arrangement.disorder[part])
-            images = _images(table, some, stack, stack.layers[part]).numpy()
-            result[part, :, result.shape[2] - images.shape[2] :] = images
-            if table.mirrored:
-                result[part, :, : images.shape[2]] = images[..., ::-1]
+            g = _of_the_stack(table, stack, stack.layers[part])
+            excess = torch.as_tensor(structure_factor(table.particles, some, table.q) - 1, dtype=torch.float32)
+            excess = excess.transpose(0, 1).flatten(1)  # (level, simulation x column)
+            for first in range(0, len(table.rows), _BLOCK):
+                rows = slice(first, first + _BLOCK)
+                images = _block(table, some, g[:, rows], excess, rows).transpose(0, 1).numpy()
+                result[part, rows, result.shape[2] - columns :] = images
+                if table.mirrored:
+                    result[part, rows, :columns] = images[..., ::-1]
     return result
 
 
-def _images(table: Tables, arrangement: Arrangement, stack: Stack, values: Array) -> Tensor:
-    """Images (simulation, row, column) of some of the simulations, on layers `values` (simulation, layer, parameter)."""
-    shares = torch.as_tensor(arrangement.shares, dtype=torch.float32)
-    density = torch.as_tensor(arrangement.density, dtype=torch.float32)
-    layers = torch.as_tensor(values, dtype=torch.float64)
+def _of_the_stack(table: Tables, stack: Stack, layers: Array) -> Tensor:
+    """g (4, row, simulation), complex, of `layers` (simulation, layer, parameter)."""
     k, incidence = geometry.wavenumber(table.instrument), math.radians(table.instrument.incidence_deg)
     sines = torch.as_tensor(np.append(table.sin_alpha, math.sin(incidence)))
-    *_, solvable = interfaces_of(layers, sines, k, stack.max_spatial_frequency_per_nm, stack.transient)
+    options = stack.max_spatial_frequency_per_nm, stack.transient
+    *_, solvable = interfaces_of(torch.as_tensor(layers, dtype=torch.float64), sines, k, *options)
     mirror = reflection(solvable)
-    r = torch.complex(mirror.re, mirror.im).to(torch.complex64)
-    rf, ri = r[:, :-1], r[:, -1:]
+    r = torch.complex(mirror.re, mirror.im).T.to(torch.complex64)
+    rf, ri = r[:-1], r[-1:]
     both = ri * rf
-    g = torch.stack([1 + both, -1j * (1 - both), ri + rf, 1j * (rf - ri)])  # (k, simulation, row)
-    weights = torch.stack([(g[one] * g[other].conj()).real for one, other in _PAIRS], dim=-1) * density[:, None, None]
-    joined = weights.transpose(0, 1)[..., None] * shares[:, None]  # (row, simulation, pair, size)
-    squared = torch.bmm(joined.flatten(2), table.squares)
-    x = (shares @ table.means).view(len(shares), 4, len(table.rows), -1).transpose(0, 1)
-    # g_0 = 1 + c, g_1 = -i (1 - c), g_2 = R_i + R_f, g_3 = i (R_f - R_i)
-    re = sum(part.real[..., None] * each for part, each in zip(g, x, strict=True))
-    im = sum(part.imag[..., None] * each for part, each in zip(g, x, strict=True))
-    mean = (re * re + im * im) * density[:, None, None]
-    excess = torch.as_tensor(structure_factor(table.particles, arrangement, table.q) - 1, dtype=torch.float32)
-    images: Tensor = (mean @ table.across) * (table.levels @ excess)
-    images += (squared @ table.across).transpose(0, 1)
-    return images
+    return torch.stack([1 + both, -1j * (1 - both), ri + rf, 1j * (rf - ri)])
+
+
+def _block(table: Tables, arrangement: Arrangement, g: Tensor, excess: Tensor, rows: slice) -> Tensor:
+    """Some rows of images (row, simulation, column)."""
+    shares = torch.as_tensor(arrangement.shares, dtype=torch.float32)
+    density = torch.as_tensor(arrangement.density, dtype=torch.float32)[:, None]
+    weights = torch.stack([(g[one] * g[other].conj()).real for one, other in _PAIRS], dim=-1) * density
+    joined = weights[..., None] * shares[:, None]  # (row, simulation, pair, size)
+    squared = torch.bmm(joined.flatten(2), table.squares[rows])
+    x = torch.matmul(shares, table.means[rows]).view(len(g[0]), len(shares), 4, -1).movedim(2, 0)
+    re = sum(each * part[..., None] for each, part in zip(x, g.real, strict=True))
+    im = sum(each * part[..., None] for each, part in zip(x, g.imag, strict=True))
+    mean = (re * re + im * im) * density
+    factor = (table.levels[rows] @ excess).view(len(g[0]), len(shares), -1)
+    return torch.addcmul(squared @ table.across, mean @ table.across, factor)
 
 
 def _moments_at(particles: Particles, instrument: InstrumentConfig, rows: Array, places: Array) -> Array:
