@@ -1,12 +1,14 @@
 """Tables of form factors: the same images as the reference engine, for all shapes, sizes and stacks."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scatterflow.config.instrument import InstrumentConfig
-from scatterflow.errors import ConfigError, SimulationError
+from scatterflow.errors import ConfigError, SimulationError, StoreError
+from scatterflow.forward.dwba import tables_file
 from scatterflow.forward.dwba.formfactors import SHAPES, Shape, heights
 from scatterflow.forward.dwba.particles import expected_counts
 from scatterflow.forward.dwba.tables import Tables, tables
@@ -91,3 +93,54 @@ def test_errors_are_one_line(spheres: Tables) -> None:
     arrangement, stack = drawn()
     with pytest.raises(SimulationError, match="as many shares of all sizes as stacks"):
         by_tables(spheres, arrangement, replace(stack, layers=stack.layers[:2]))
+
+
+def test_a_table_is_kept_and_used_again(spheres: Tables, tmp_path: Path) -> None:
+    path, described = tmp_path / "tables" / "spheres", (gold("sphere"), INSTRUMENT, ROWS[2:], COLUMNS)
+    made = tables_file.kept(path, *described)
+    written = path.stat().st_mtime_ns
+    again = tables_file.kept(path, *described)
+    assert path.stat().st_mtime_ns == written
+    for table in (made, again):
+        assert (by_tables(table, *drawn()) == by_tables(spheres, *drawn())).all()
+    # the structure factor is no part of it
+    other = tables_file.read(path, gold("sphere", "none"), *described[1:])
+    assert other.particles.interference == "none"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"particles": gold("spheroid")}, "must be of these particles and sizes, got another; delete it"),
+        ({"instrument": INSTRUMENT.model_copy(update={"distance_mm": 3231.0})}, "must be of this instrument"),
+        ({"rows": ROWS[3:]}, "must be of these pixels"),
+        ({"tolerance": 1e-5}, "must be of this tolerance"),
+    ],
+)  # fmt: skip
+def test_a_table_of_something_else_is_not_used(
+    change: dict[str, object], message: str, spheres: Tables, tmp_path: Path
+) -> None:
+    path = tmp_path / "spheres"
+    tables_file.write(path, spheres)
+    asked = {"particles": gold("sphere"), "instrument": INSTRUMENT, "rows": ROWS[2:], "columns": COLUMNS} | change
+    with pytest.raises(StoreError, match=message):
+        tables_file.read(path, **asked)  # type: ignore[arg-type]  # one of the arguments is another of its own type
+    assert tables_file.kept(path, **asked).rows.shape == np.shape(asked["rows"])  # type: ignore[arg-type]  # as above
+    tables_file.read(path, **asked)  # type: ignore[arg-type]  # as above
+
+
+def test_a_damaged_table_is_made_anew(spheres: Tables, tmp_path: Path) -> None:
+    path, described = tmp_path / "spheres", (gold("sphere"), INSTRUMENT, ROWS[2:], COLUMNS)
+    with pytest.raises(StoreError, match="spheres must exist"):
+        tables_file.read(path, *described)
+    tables_file.write(path, spheres)
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="must be as it was written, got another checksum; delete it"):
+        tables_file.read(path, *described)
+    path.write_bytes(content[:1000])
+    with pytest.raises(StoreError, match="must be a table of form factors"):
+        tables_file.read(path, *described)
+    tables_file.kept(path, *described)
+    tables_file.read(path, *described)

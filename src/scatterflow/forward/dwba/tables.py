@@ -33,6 +33,7 @@ from scatterflow.forward.dwba.particles import check
 from scatterflow.forward.particles import Arrangement, Particles, Stack, structure_factor
 
 Array = NDArray[np.float64]
+TOLERANCE = 1e-6  # of interpolating along a row, over Porod's law
 _PAIRS = tuple(combinations_with_replacement(range(4), 2))
 _FIRST_NODES, _MOST_NODES = 12, 256
 _TESTED_ROWS = 9
@@ -70,7 +71,7 @@ class Tables:
 
 
 def tables(
-    particles: Particles, instrument: InstrumentConfig, rows: Array, columns: Array, tolerance: float = 1e-6
+    particles: Particles, instrument: InstrumentConfig, rows: Array, columns: Array, tolerance: float = TOLERANCE
 ) -> Tables:
     """Table the form factors in pixels with edges `rows`, `columns` (pixel, 2), good to `tolerance` of Porod's envelope.
 
