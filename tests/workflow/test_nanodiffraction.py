@@ -10,6 +10,7 @@ import pytest
 
 import scatterflow as sf
 from scatterflow.nexus import read_maps
+from scatterflow.trials import SweepManifest
 from tests.workflow.checkout import BIN, ROOT, Checkout, new_checkout
 
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
@@ -56,6 +57,21 @@ def test_another_training_runs_the_training_and_what_follows(mapped: Checkout, t
     assert set(copy.jobs(configfile=RUN)) == {"train_model", "infer_posterior", "evaluate_study", "write_report"}
     path.write_text(path.read_text().replace("simulations: 2000", "simulations: 2500"))
     assert "simulate_study" in copy.jobs(configfile=RUN)
+
+
+def test_an_ensemble_of_seeds_is_a_sweep(mapped: Checkout, tmp_path: Path) -> None:
+    copy = mapped.copy(tmp_path / "copy")
+    path = copy.folder / RUN
+    sweep = "    sweep: {model: lean, seeds: 2, space: {hidden: [16]}}\n"
+    path.write_text(path.read_text().replace("    baselines:", sweep + "    baselines:"))
+    assert copy.jobs(configfile=RUN) == {"run_sweep": 1, "write_report": 1}
+    done = copy.snakemake(configfile=RUN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = copy.folder / "results" / "nano"
+    found = SweepManifest.model_validate_json((results / "film" / "sweep" / "manifest.json").read_bytes())
+    assert [(trial.seed, trial.state) for trial in found.trials] == [(0, "ok"), (1, "ok")]
+    assert "Does the training fail on some seeds?" in (results / "report.html").read_text()
+    assert copy.jobs(configfile=RUN) == {}
 
 
 def test_python(mapped: Checkout) -> None:
