@@ -86,7 +86,7 @@ def read(
     try:
         with disk_errors(path), safe_open(path, framework="pt") as file:
             told = file.metadata() or {}
-            parts = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
+            parts = {name: file.get_tensor(name) for name in sorted(file.keys())}
         about = json.loads(told["about"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise StoreError(what, "must be a table of form factors", " ".join(str(error).split())[:100], _AGAIN) from None
