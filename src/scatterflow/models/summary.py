@@ -64,7 +64,8 @@ class Summary(nn.Module):
             hidden = hidden + (seen if given is None else seen * given[:, None])
         for block in self.blocks:
             hidden = block(hidden)
-        return self.last(hidden)  # type: ignore[no-any-return] # nn.Module
+        summary: Tensor = self.last(hidden)
+        return summary
 
 
 class _Block(nn.Module):
@@ -78,4 +79,5 @@ class _Block(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(row, hidden) to the same."""
-        return hidden + self.inner(hidden)  # type: ignore[no-any-return] # nn.Module
+        changed: Tensor = hidden + self.inner(hidden)
+        return changed

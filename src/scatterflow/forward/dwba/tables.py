@@ -118,7 +118,7 @@ def tables(
 def expected_counts(table: Tables, arrangement: Arrangement, stack: Stack) -> NDArray[np.float32]:
     """Counts (simulation, row, column) that particles scatter, as `dwba.particles.expected_counts` without `rough`.
 
-    Holds about 10 MB beside the result and the tables for 256 columns and 30 sizes. Raises SimulationError.
+    Holds about 15 MB beside the result and the tables, for 256 x 256 pixels and 30 sizes. Raises SimulationError.
     """
     check(table.particles, arrangement, stack)
     result = np.empty((len(stack.layers), len(table.rows), len(table.columns)), dtype=np.float32)
