@@ -79,6 +79,17 @@ def test_what_was_trained_is_loaded(name: str, tmp_path: Path) -> None:
     assert (trained(name, tmp_path / "bundle").parent / "weights.safetensors").read_bytes() == weights
 
 
+def test_a_box_that_a_prediction_used_first_can_be_trained_with() -> None:
+    """What torch makes in inference mode can never be part of a gradient; the box keeps its constants."""
+    box = Box(BOX.names, BOX.low, BOX.high)
+    with torch.inference_mode():
+        box.from_unit(torch.zeros(1, 3))
+    unit = torch.zeros(1, 3, requires_grad=True)
+    box.from_unit(unit).sum().backward()
+    assert unit.grad is not None
+    np.testing.assert_allclose(unit.grad[0], box.half, rtol=1e-6)
+
+
 def test_four_parameters(tmp_path: Path) -> None:
     names = (*BOX.names, "film_thickness_nm")
     box = Box(names, (*BOX.low, 10.7), (*BOX.high, 12.7))

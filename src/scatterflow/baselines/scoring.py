@@ -14,7 +14,7 @@ from torch import Tensor
 from scatterflow.forward.nanodiffraction import Kinematics, intensities
 from scatterflow.forward.nanodiffraction_slopes import slopes
 
-_ALIKE = 1e-5  # of the determinant: below, float32 cannot tell an image from an even background, and all is background
+_ALIKE = 1e-5  # squared difference from an even image, over its square: below, float32 tells none, all is background
 _LEAST, _DARKEST = 1e-3, 1e-4  # of the counts, in the image and in the background
 _ROUNDS = 12  # of Fisher scoring of a concave function: four digits in a few
 _NOTHING = 1e-30

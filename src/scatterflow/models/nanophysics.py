@@ -32,19 +32,22 @@ class Box:
         if not all(0 < high - low < float("inf") for low, high in zip(self.low, self.high, strict=True)):
             raise ConfigError("ranges", "must have low < high", (self.low, self.high))
 
-    @cached_property
+    @property
     def centre(self) -> Tensor:
         """Middle of each range (parameter,), float64, on the CPU."""
-        return self._ends.mean(0)
+        return self._middle_and_half[0]
 
-    @cached_property
+    @property
     def half(self) -> Tensor:
         """Half the width of each range (parameter,), float64, on the CPU."""
-        return (self._ends[1] - self._ends[0]) / 2
+        return self._middle_and_half[1]
 
     @cached_property
-    def _ends(self) -> Tensor:
-        return torch.tensor((self.low, self.high), dtype=torch.float64, device="cpu")
+    def _middle_and_half(self) -> tuple[Tensor, Tensor]:
+        # kept: a prediction may ask first, and what is made in inference mode could never be part of a training
+        with torch.inference_mode(False):
+            low, high = (torch.tensor(each, dtype=torch.float64, device="cpu") for each in (self.low, self.high))
+            return (low + high) / 2, (high - low) / 2
 
     def to_unit(self, theta: Tensor) -> Tensor:
         """Parameters (frame, parameter) on the scale on which the box is [-1, 1]; float64."""
