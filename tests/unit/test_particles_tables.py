@@ -59,6 +59,15 @@ def test_images_are_those_of_the_reference(shape: Shape, interference: Interfere
     assert wrong.max() < 1e-3
 
 
+def test_few_columns_are_their_own_nodes() -> None:
+    """Interpolation that cannot be as good as asked is not used: large particles on a coarse detector."""
+    few = COLUMNS[10:30:4]
+    table, described = tables(gold("sphere"), INSTRUMENT, ROWS[2:], few), drawn()
+    theirs = expected_counts(gold("sphere"), *described, INSTRUMENT, ROWS[2:], few, rough=False)
+    assert len(table.across) == len(few)
+    assert np.quantile(np.abs(by_tables(table, *described) / theirs - 1), 0.9) < 1e-5
+
+
 def test_an_image_does_not_depend_on_the_others(spheres: Tables) -> None:
     arrangement, stack = drawn()
     every = by_tables(spheres, arrangement, stack)

@@ -35,8 +35,8 @@ from scatterflow.forward.particles import Arrangement, Particles, Stack, structu
 Array = NDArray[np.float64]
 TOLERANCE = 1e-6  # of interpolating along a row, over Porod's law
 _PAIRS = tuple(combinations_with_replacement(range(4), 2))
-_FIRST_NODES, _MOST_NODES = 12, 256
-_TESTED_ROWS = 9
+_FIRST_NODES = 12
+_TESTED_ROWS, _TESTED_PLACES = 9, 1024
 _LEVELS = 12  # exit angles at which the structure factor is computed: good to 1e-4 but within two pixels of the beam
 _CHUNK, _BLOCK = 32, 32  # images and rows at once: what is made of them stays in the processor's caches
 
@@ -191,22 +191,25 @@ def _nodes(
 ) -> tuple[Array, Array, Array]:
     """Nodes, the interpolation (node, column) from there to columns `places` pixels beside the beam, and the envelope.
 
-    Chebyshev nodes over both sides of the beam, of which one side is enough for an even function.
+    Chebyshev nodes over both sides of the beam, of which one side is enough for an even function; the columns themselves
+    where as many nodes would not do.
     """
     some = rows[np.unique(np.linspace(0, len(rows) - 1, _TESTED_ROWS).astype(int))]
-    tested = np.unique(np.linspace(places.min(), places.max(), 4 * _MOST_NODES))
+    tested = np.unique(np.linspace(places.min(), places.max(), _TESTED_PLACES))
     length = float(np.exp(np.log(particles.radius).mean()))
     size = volume(particles.shape, particles.radius, particles.height)[:, None, None]
     scale = size**2 * _envelope(instrument, tested, particles.radius)[:, None]
     true = (_moments_at(particles, instrument, some, tested) ** 2).sum(0) / scale
     count = _FIRST_NODES
-    while True:
+    while count < len(places):
         nodes = places.max() * np.cos(np.pi * (np.arange(count) + 0.5) / (2 * count))
         values = (_moments_at(particles, instrument, some, nodes) ** 2).sum(0) / _envelope(instrument, nodes, length)
         found = values @ _between(instrument, nodes, tested, length) / scale
-        if np.abs(found - true).max() < tolerance or count >= min(_MOST_NODES, len(places)):
+        if np.abs(found - true).max() < tolerance:
             return nodes, _between(instrument, nodes, places, length), _envelope(instrument, nodes, length)
         count = math.ceil(1.2 * count)
+    envelope = _envelope(instrument, places, length)
+    return places, np.diag(envelope), envelope
 
 
 def _between(instrument: InstrumentConfig, nodes: Array, places: Array, length: float) -> Array:
