@@ -122,6 +122,20 @@ _REGRESSION = (
     "scatterflow.data",
 )
 
+_DUAL_BRANCH = (
+    "scatterflow.models.dualbranch",
+    "scatterflow.models.dualbranch_training",
+    "scatterflow.models.particlemodel",
+    "scatterflow.models.flow",
+    "scatterflow.models.fastflow",
+    "scatterflow.models.fitting",
+    "scatterflow.models.posterior",
+    "scatterflow.training",
+    "scatterflow.checkpoint",
+    "scatterflow.data",
+)
+_ANSWERS = ("scatterflow.estimates", "scatterflow.sizescores", "scatterflow.imagecheck")
+
 # the code whose change re-runs a stage, beside that of the stages before it
 _STAGE_MODULES = {
     "cross-check": ("scatterflow.stages.cross_check",),
@@ -184,7 +198,29 @@ _KIND_MODULES = {
             *_REGRESSION,
         ),
         "evaluate": ("scatterflow.stages.nanodiffraction.evaluate", "scatterflow.maps", "scatterflow.landscape"),
-    }
+    },
+    "particles": {
+        "train": ("scatterflow.stages.particles.train", "scatterflow.verdict", *_ANSWERS, *_DUAL_BRANCH),
+        "sweep": ("scatterflow.stages.sweep", "scatterflow.trials", "scatterflow.stages.particles.trial"),
+        "baseline": (
+            "scatterflow.stages.particles.baseline",
+            "scatterflow.stages.particles.sets",
+            "scatterflow.baselines",
+            *_ANSWERS,
+        ),
+        "infer": (
+            "scatterflow.stages.particles.infer",
+            "scatterflow.stages.particles.sets",
+            "scatterflow.particleframes",
+            "scatterflow.preprocess.resample",
+            "scatterflow.frames",
+            "scatterflow.framefiles",
+            "scatterflow.framehdf5",
+            "scatterflow.hdf5",
+            *_ANSWERS,
+        ),
+        "evaluate": ("scatterflow.stages.particles.evaluate", "scatterflow.particlebound", *_ANSWERS),
+    },
 }
 
 

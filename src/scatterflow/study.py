@@ -1,6 +1,6 @@
 """A study: prior, forward model, observation and preprocessing of one section of the configuration.
 
-The kinds are in `multilayer.py` and `nanodiffraction.py`; what the stages need of every kind is here.
+The kinds are in `multilayer.py`, `nanodiffraction.py` and `particles.py`; what the stages need of every kind is here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import xarray as xr
 
 from scatterflow import provenance
 from scatterflow.config.loading import load_run
-from scatterflow.config.study import MultilayerConfig, RunConfig, StudyConfig
+from scatterflow.config.study import MultilayerConfig, NanodiffractionConfig, RunConfig, StudyConfig
 from scatterflow.errors import ConfigError
 from scatterflow.prior import Prior
 
@@ -128,13 +128,16 @@ def study_of(run: RunConfig, name: str, folder: Path = Path()) -> Study:
     """Study `name` of a run read from `folder`. Raises ConfigError if the run has none of this name."""
     from scatterflow.multilayer import MultilayerStudy  # the kinds need this module
     from scatterflow.nanodiffraction import NanodiffractionStudy
+    from scatterflow.particles import ParticlesStudy
 
     if name not in run.studies:
         raise ConfigError("study", f"must be one of {sorted(run.studies)}", repr(name))
     config = run.studies[name]
     if isinstance(config, MultilayerConfig):
         return MultilayerStudy(name, config, run.seed, run.run, folder)
-    return NanodiffractionStudy(name, config, run.seed, run.run, folder)
+    if isinstance(config, NanodiffractionConfig):
+        return NanodiffractionStudy(name, config, run.seed, run.run, folder)
+    return ParticlesStudy(name, config, run.seed, run.run, folder)
 
 
 def load_study(path: str | Path, name: str, overrides: Mapping[str, Any] | None = None) -> Study:

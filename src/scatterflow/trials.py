@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from scatterflow import provenance, seeds
 from scatterflow.config.base import Section, option
+from scatterflow.config.dualbranch import DualBranchConfig
 from scatterflow.config.model import ModelConfig
 from scatterflow.config.regressor import RegressorConfig
 from scatterflow.config.sweep import RangeConfig, SweepConfig, Value, takes_fractions, varied
@@ -26,9 +27,10 @@ from scatterflow.errors import ConfigError
 if TYPE_CHECKING:
     from scatterflow.multilayer import MultilayerStudy
     from scatterflow.nanodiffraction import NanodiffractionStudy
+    from scatterflow.particles import ParticlesStudy
     from scatterflow.study import Study
 
-    AnyStudy: TypeAlias = MultilayerStudy | NanodiffractionStudy
+    AnyStudy: TypeAlias = MultilayerStudy | NanodiffractionStudy | ParticlesStudy
 
 OneStudy = TypeVar("OneStudy", bound="Study")
 Settings = dict[str, Value]
@@ -70,7 +72,7 @@ class Trial:
 
     settings: Settings
     seed: int  # `training.seed`
-    config: ModelConfig | RegressorConfig
+    config: ModelConfig | RegressorConfig | DualBranchConfig
     identity: str
 
     def folder(self, folder: Path) -> Path:
@@ -138,7 +140,7 @@ def _common(study: AnyStudy) -> dict[str, Any]:
     }
 
 
-def _identity(common: dict[str, Any], config: ModelConfig | RegressorConfig) -> str:
+def _identity(common: dict[str, Any], config: ModelConfig | RegressorConfig | DualBranchConfig) -> str:
     """Hash of what determines the trial's bundle."""
     return provenance.digest(common | {"model": config.model_dump(mode="json", exclude={"training": set(MACHINE)})})
 

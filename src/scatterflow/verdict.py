@@ -17,7 +17,6 @@ from typing import Any, Protocol
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 
 from scatterflow.errors import BundleError
 from scatterflow.forward.parallel import simulate
@@ -84,6 +83,8 @@ def score_from_arrays(arrays: dict[str, NDArray[np.float32]]) -> FeatureScore:
 
 def fit_features(features: xr.Dataset, seed: int) -> FeatureScore:
     """Fit the feature score to training features (profile, image and their masks)."""
+    from sklearn.decomposition import PCA  # takes a second to import, and a fitted score does without
+
     values, mask = _vectors(features)
     count = np.maximum(mask.sum(axis=0), 1)
     mean = np.where(mask, values, 0.0).sum(axis=0) / count

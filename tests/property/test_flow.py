@@ -62,6 +62,16 @@ def test_fast_samples_equal_those_of_nflows(shape):
     np.testing.assert_allclose(found, expected, atol=5e-6 * max(1.0, np.abs(expected).max()))
 
 
+@settings(max_examples=10, deadline=None)
+@given(shapes)
+def test_a_condition_may_stand_for_many_samples(shape):
+    flow, each = fastflow.prepare(flow_of(**shape)), 150  # so that blocks of rows end within one
+    noise, condition = draws(1, 4 * each, shape["parameters"]).numpy(), draws(2, 4, CONDITION).numpy()
+    expected = fastflow.draw(flow, noise, np.repeat(condition, each, axis=0))
+    found = fastflow.draw(flow, noise, condition)
+    np.testing.assert_allclose(found, expected, atol=5e-6 * max(1.0, np.abs(expected).max()))
+
+
 @settings(max_examples=40, deadline=None)
 @given(shapes, st.integers(1, 5))
 def test_fast_density_equals_that_of_nflows(shape, rows):

@@ -10,7 +10,16 @@ from scatterflow.baselines import likelihood
 from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
 from scatterflow.errors import ConfigError
 from scatterflow.forward import fields
-from scatterflow.forward.nanodiffraction import NODES, Kinematics, intensities, kinematics, patterns
+from scatterflow.forward.nanodiffraction import (
+    NODES,
+    Kinematics,
+    columns,
+    intensities,
+    kinematics,
+    near_edges,
+    near_rows,
+    patterns,
+)
 from scatterflow.forward.nanodiffraction_slopes import slopes
 
 pytestmark = pytest.mark.science
@@ -125,6 +134,18 @@ def test_a_frame_does_not_depend_on_its_batch_beyond_rounding() -> None:
     for number in range(len(theta)):
         alone = intensities(at, theta[number : number + 1])[0]
         assert float((together[number] - alone).abs().max() / alone.max()) < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "deviation"), [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+def test_what_is_left_out_of_narrow_peaks_is_nothing(dtype: torch.dtype, deviation: float) -> None:
+    """Frames that are to be differentiated are computed in full; the tilts go beyond the borders of the detector."""
+    at = kinematics(BEAM, FILM, dtype=dtype)
+    theta = torch.tensor([*THETA, [0.0, 0.3, 0.5, 11.7], [0.0, -0.3, -0.5, 11.7]], dtype=torch.float64)
+    assert near_rows(at, theta) is not None
+    assert near_edges(at, columns(at, theta)) is not None
+    frames = intensities(at, theta)
+    full = intensities(at, theta.clone().requires_grad_()).detach()
+    torch.testing.assert_close(frames, full, rtol=0, atol=deviation * float(full.max()))
 
 
 def nanobeamnn_sum(theta: list[float]) -> np.ndarray:

@@ -13,12 +13,13 @@ import xarray as xr
 
 from scatterflow.cli.output import complain, result
 from scatterflow.cli.scans import infer_scans
+from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.instrument_file import read_instrument
 from scatterflow.errors import ConfigError
-from scatterflow.exports import write_posterior
+from scatterflow.exports import write_posterior, write_tree
 from scatterflow.files import disk_errors
 from scatterflow.inference import FrameResult, infer_frames
-from scatterflow.models import FrameModel, Model, load_model
+from scatterflow.models import FrameModel, Model, ParticleModel, load_model
 from scatterflow.products import write_json
 
 ANSWERED = ("ok", "outside")  # the model gave an answer, to be believed only where it is ok
@@ -43,10 +44,12 @@ def infer(
             output.mkdir(parents=True, exist_ok=True)  # now, not after an hour of frames
     own = read_instrument(instrument, incidence_deg) if instrument is not None else None
     model = load_model(bundle)
+    if isinstance(model, ParticleModel):
+        return _particles(frames, model, own, output, as_json, str(bundle))
     if isinstance(model, FrameModel):
         if own is not None:
             what, got = "--instrument", "a bundle of kind nanodiffraction, which has its own beam"
-            raise ConfigError(what, "needs a bundle of kind multilayer", got, "leave it out")
+            raise ConfigError(what, "needs a bundle of kind multilayer or particles", got, "leave it out")
         return infer_scans(frames, model, output, as_json)
     summaries: list[dict[str, Any]] = []
     written: set[Path] = set()
@@ -62,8 +65,41 @@ def infer(
     finally:  # what is known when a run is stopped is known
         if output is not None:
             write_json(output / "frames.json", summaries)
+    return _ending(summaries, str(bundle), as_json)
+
+
+def _particles(
+    frames: Sequence[str],
+    model: ParticleModel,
+    own: InstrumentConfig | None,
+    output: Path | None,
+    as_json: bool,
+    bundle: str,
+) -> int:
+    """The same by a model of particles: p(R), spacing and disorder, with intervals and a file for each frame."""
+    from scatterflow import particleframes  # torch is only needed here
+
+    summaries: list[dict[str, Any]] = []
+    written: set[Path] = set()
+    try:
+        for each in particleframes.infer_frames(frames, model, own):
+            summaries.append(each.summary())
+            if not as_json:
+                print(particleframes.line(summaries[-1]), flush=True)
+            if output is not None and each.answer is not None:
+                path = _free(output, each.file, written)
+                write_tree(path, {"/": particleframes.result_dataset(each)})
+                summaries[-1]["result"] = str(path)
+    finally:  # what is known when a run is stopped is known
+        if output is not None:
+            write_json(output / "frames.json", summaries)
+    return _ending(summaries, bundle, as_json)
+
+
+def _ending(summaries: Sequence[dict[str, Any]], bundle: str, as_json: bool) -> int:
+    """The document of --json, a complaint about frames without an answer, and the exit status: 2 if there are any."""
     statuses = Counter(str(summary["status"]) for summary in summaries)
-    result({"command": "infer", "model": str(bundle), "statuses": statuses, "frames": summaries}, [], as_json)
+    result({"command": "infer", "model": bundle, "statuses": statuses, "frames": summaries}, [], as_json)
     refused = {status: number for status, number in statuses.items() if status not in ANSWERED}
     if refused:
         listed = ", ".join(f"{number} {status}" for status, number in refused.items())

@@ -20,6 +20,7 @@ from scatterflow.errors import StoreError
 from scatterflow.manifest import STAGE, Place, RunStatus, Shard, ShardRecord
 from scatterflow.multilayer import MultilayerStudy
 from scatterflow.nanodiffraction import NanodiffractionStudy
+from scatterflow.particles import ParticlesStudy
 from scatterflow.progress import duration
 from scatterflow.report.costs import read_costs
 from scatterflow.slurm.summary import Summary, summarise
@@ -90,7 +91,7 @@ def _study(study: Study, folder: Path) -> Iterator[State]:
         yield product("cross-check", "manifest.json", "compare_engines")
     yield _sharded(study, folder, "preprocess", study.features_identity())
     yield _train(study, folder, seconds)
-    if isinstance(study, MultilayerStudy | NanodiffractionStudy) and study.config.sweep is not None:
+    if isinstance(study, MultilayerStudy | NanodiffractionStudy | ParticlesStudy) and study.config.sweep is not None:
         yield _sweep(study, folder)
     yield product("baseline", "manifest.json", "run_baselines")
     yield product("infer", "manifest.json", "infer_posterior")
@@ -230,7 +231,7 @@ def _plan(config: ModelConfig | RegressorConfig, phase: str) -> PhaseConfig:
     return config.frames if phase == "frames" and isinstance(config, LeanConfig) else config.training
 
 
-def _sweep(study: MultilayerStudy | NanodiffractionStudy, folder: Path) -> State:
+def _sweep(study: MultilayerStudy | NanodiffractionStudy | ParticlesStudy, folder: Path) -> State:
     """The trials of a sweep, by their records."""
     found = [trial.read(folder) for trial in trials(study)]
     done = [record for record in found if record is not None and record.state == "ok"]
@@ -253,7 +254,7 @@ def _sweep(study: MultilayerStudy | NanodiffractionStudy, folder: Path) -> State
     )
 
 
-def _swept(study: MultilayerStudy | NanodiffractionStudy) -> str:
+def _swept(study: MultilayerStudy | NanodiffractionStudy | ParticlesStudy) -> str:
     assert study.config.sweep is not None  # `_study` has looked
     return study.config.sweep.model
 

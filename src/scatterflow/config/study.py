@@ -8,8 +8,10 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from scatterflow.config.artefacts import ArtefactsConfig
 from scatterflow.config.base import Section, option
 from scatterflow.config.baselines import AbcMethod, BaselinesConfig
+from scatterflow.config.dualbranch import DualBranchConfig
 from scatterflow.config.evaluation import EvaluationConfig
 from scatterflow.config.forward import ForwardConfig
 from scatterflow.config.inference import InferenceConfig
@@ -25,14 +27,24 @@ from scatterflow.config.nanodiffraction import (
     SimulatedScanConfig,
 )
 from scatterflow.config.observe import ObserveConfig
+from scatterflow.config.particle_stages import (
+    ParticleBaselinesConfig,
+    ParticleEvaluationConfig,
+    ParticleForwardConfig,
+    ParticleInferenceConfig,
+    ParticleMethod,
+)
+from scatterflow.config.particles import ParticleSampleConfig
 from scatterflow.config.preprocess import PreprocessConfig
 from scatterflow.config.regressor import RegressorConfig
 from scatterflow.config.sample import SampleConfig
 from scatterflow.config.scan import ScanConfig
 from scatterflow.config.simulate import SimulateConfig
 from scatterflow.config.sweep import SweepConfig
+from scatterflow.instrument import horizon_px
 
 # infer/<model>.nc lies beside these, and the evaluation's tables hold models and baselines together
+RESERVED_FOR_PARTICLES = ("frames", "manifest", "sets", *get_args(ParticleMethod))
 RESERVED = ("examples", "experiment", "frames", "manifest", *get_args(AbcMethod))
 
 
@@ -163,6 +175,72 @@ class NanodiffractionConfig(StudyConfig):
         return self
 
 
+class ParticlesConfig(StudyConfig):
+    """Sizes, spacing and disorder of nanoparticles on or in layers, from a GISAXS image."""
+
+    kind: Literal["particles"] = option("particles", help="technique of the study")
+    instrument: InstrumentConfig = option(help="beam, detector and the view `image`")
+    sample: ParticleSampleConfig = option(help="particles, layers and their prior")
+    forward: ParticleForwardConfig = option(ParticleForwardConfig(), help="forward model")
+    artefacts: ArtefactsConfig = option(ArtefactsConfig(), help="what a detector makes of expected counts")
+    models: dict[str, DualBranchConfig] = option(min_length=1, help="models to train, by name")
+    baselines: ParticleBaselinesConfig = option(ParticleBaselinesConfig(), help="methods to compare with")
+    inference: ParticleInferenceConfig = option(
+        ParticleInferenceConfig(), help="posterior samples, verdict, real frames"
+    )
+    evaluation: ParticleEvaluationConfig = option(
+        ParticleEvaluationConfig(), help="simulated images on which methods are judged"
+    )
+
+    @property
+    def real_files(self) -> tuple[str, ...]:
+        """Measured files of the study, below the folder of real frames."""
+        return tuple(name for frames in self.inference.frames for name in frames.files)
+
+    @property
+    def instrument_files(self) -> tuple[str, ...]:
+        """Instrument files of the measured ones, relative to the configuration."""
+        return tuple(frames.instrument for frames in self.inference.frames)
+
+    @property
+    def sources(self) -> tuple[tuple[str, str], ...]:
+        """Names of the sets of measured files, and where they come from."""
+        return tuple((frames.name, frames.source) for frames in self.inference.frames)
+
+    @model_validator(mode="after")
+    def _view(self) -> Self:
+        instrument = self.instrument
+        if set(instrument.views) != {"image"}:
+            raise ValueError(f"instrument.views must define 'image' alone for kind {self.kind}")
+        view = instrument.views["image"]
+        if len(view.rows) > 1 or view.sampling[1] == "gauss3":
+            raise ValueError("instrument.views.image must be one range of rows, sampled by integers")
+        if instrument.geometry != "bornagain":
+            raise ValueError("instrument.geometry must be bornagain: real frames, which are flat, are resampled to it")
+        if instrument.background:
+            raise ValueError("instrument.background must be 0: artefacts.background adds it")
+        horizon = horizon_px(instrument)
+        first = view.rows[0][0]
+        if not horizon <= first:
+            raise ValueError(
+                f"instrument.views.image must lie above the horizon, row {horizon:.1f}, but begins at row {first}; below "
+                "it nothing of the sample is seen"
+            )
+        if not 0 <= horizon < instrument.shape[0]:
+            raise ValueError(
+                f"instrument: the horizon, row {horizon:.1f}, must lie on the detector of {instrument.shape[0]} rows; "
+                "check beam_z_px, incidence_deg, distance_mm and pixel_mm"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _model_names(self) -> Self:
+        for name in self.models:
+            if name in RESERVED_FOR_PARTICLES:
+                raise ValueError(f"models: the name {name!r} is taken by a file of the results; choose another")
+        return self
+
+
 class RunConfig(Section):
     """One configuration file is one run."""
 
@@ -170,9 +248,9 @@ class RunConfig(Section):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", help="name of the run; results go to results/<run>/<study>/"
     )
     seed: int = option(0, ge=0, lt=2**31, help="seed of every random number of the run")
-    studies: dict[str, Annotated[MultilayerConfig | NanodiffractionConfig, Field(discriminator="kind")]] = option(
-        min_length=1, help="studies by name"
-    )
+    studies: dict[
+        str, Annotated[MultilayerConfig | NanodiffractionConfig | ParticlesConfig, Field(discriminator="kind")]
+    ] = option(min_length=1, help="studies by name")
 
     @model_validator(mode="after")
     def _names(self) -> Self:

@@ -34,6 +34,8 @@ PARAMETERS = ("strain", "omega_deg", "chi_deg", "film_thickness_nm")
 PUBLISHED = 2  # points of the ring per pixel
 NODES = 5  # of the default, per pixel of the ring's edges
 THINNED = 3  # one of so many is left by `thinned`
+_REACH = {torch.float32: 4.5, torch.float64: 7.8}  # widths beyond which a Gaussian and 1 - erf are nothing: 2e-9, 4e-27
+_NARROW = 1 / 3  # of the rows, and of the columns, that a peak may take for the way of narrow ones
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def intensities(at: Kinematics, theta: Tensor) -> Tensor:
 
 
 def patterns(at: Kinematics, theta: NDArray[np.float64]) -> NDArray[np.float32]:
-    """`intensities` (frame, z, y) of `theta` (frame, parameter) as an array, never negative, 64 frames at a time.
+    """`intensities` (frame, z, y) of `theta` (frame, parameter) as an array, never negative, 16 frames at a time.
 
     By one thread: the same bits everywhere, and those who want more cores start processes.
     """
@@ -145,8 +147,8 @@ def patterns(at: Kinematics, theta: NDArray[np.float64]) -> NDArray[np.float32]:
     torch.set_num_threads(1)
     try:
         result = np.empty((len(theta), at.qx.shape[0], at.qy.shape[0]), dtype=np.float32)
-        for first in range(0, len(theta), 64):
-            part = slice(first, first + 64)
+        for first in range(0, len(theta), 16):
+            part = slice(first, first + 16)
             # in the ring's shadow the difference of two discs is zero up to the quadrature's error
             result[part] = intensities(at, torch.as_tensor(theta[part])).clamp_min(0).cpu().numpy()
     finally:
@@ -157,14 +159,25 @@ def patterns(at: Kinematics, theta: NDArray[np.float64]) -> NDArray[np.float32]:
 def factors(at: Kinematics, theta: Tensor) -> tuple[Tensor, Tensor]:
     """Return factors (frame, z, node) and (frame, y, node) whose product over the nodes is `intensities(at, theta)`.
 
-    The first depends on strain, omega and thickness only, the second on strain and chi.
+    The first depends on strain, omega and thickness only, the second on strain and chi. Where the peak is narrow, most
+    elements are zero, or the whole chord: unless somebody differentiates, only the others are computed.
     """
-    _, _, thickness, x, u, v = arguments(at, theta)
-    along = at.weight * thickness * torch.sinc(x) ** 2 * peak(at, u)
+    every = theta.requires_grad
+    rows = None if every else near_rows(at, theta)
+    x, u = arguments(at, theta, rows)
+    along = at.weight * films(at, theta)[2] * torch.sinc(x) ** 2 * peak(at, u)
+    if rows is not None:
+        along = along.new_zeros(len(theta), *at.qx.shape).scatter_(1, rows, along)
+    v = columns(at, theta)
     if at.points:
         return along, (bell(v) if at.cell is None else inside(v)) @ at.ring
-    integral = torch.erf if at.cell is None else clamped
-    return along, integral(v + at.ring) - integral(v - at.ring)
+    edges = None if every else near_edges(at, v)
+    if edges is None:
+        integral = torch.erf if at.cell is None else clamped
+        return along, integral(v + at.ring) - integral(v - at.ring)
+    near, there = edges
+    across = (v.abs() < at.ring).to(v.dtype) * 2
+    return along, across.scatter_(1, near, torch.erf(there + at.ring) - torch.erf(there - at.ring))
 
 
 def peak(at: Kinematics, u: Tensor) -> Tensor:
@@ -192,13 +205,65 @@ def bell(x: Tensor) -> Tensor:
     return torch.exp(-(x**2).clamp_max(60))
 
 
-def arguments(at: Kinematics, theta: Tensor) -> tuple[Tensor, Tensor, Tensor | float, Tensor, Tensor, Tensor]:
-    """1 + strain, reflection [1/nm], thickness [nm], thickness q_z / 2 pi, q_x / w and q_y / w."""
-    strain, omega, chi = (theta[:, number, None, None].to(at.qx.dtype) for number in range(3))
+def films(at: Kinematics, theta: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+    """1 + strain, reflection [1/nm] and thickness [nm] of films `theta` (frame, parameter), each (frame, 1, 1)."""
+    stretched = 1 + theta[:, 0, None, None].to(at.qx.dtype)
     thickness = theta[:, 3, None, None].to(at.qx.dtype) if theta.shape[1] > 3 else at.thickness_nm
-    stretched = 1 + strain
-    g = at.g / stretched
-    x = thickness * (at.qz + at.g * strain / stretched) / (2 * pi)
-    u = (at.qx + g * torch.deg2rad(omega)) / at.width
-    v = (at.qy + g * torch.deg2rad(chi)) / at.width
-    return stretched, g, thickness, x, u, v
+    return stretched, at.g / stretched, thickness
+
+
+def arguments(at: Kinematics, theta: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Thickness q_z / 2 pi and q_x / w, (frame, z, node), or in the `rows` (frame, near, node) of every node only."""
+    stretched, g, thickness = films(at, theta)
+    strain, omega = (theta[:, number, None, None].to(at.qx.dtype) for number in range(2))
+    qx, qz = at.qx, at.qz
+    if rows is not None:
+        node = torch.arange(qx.shape[1], device=rows.device)
+        qx, qz = qx[rows, node], qz[rows, node]
+    return (
+        thickness * (qz + at.g * strain / stretched) / (2 * pi),
+        (qx + g * torch.deg2rad(omega)) / at.width,
+    )
+
+
+def columns(at: Kinematics, theta: Tensor) -> Tensor:
+    """q_y / w, (frame, y, o_y), or (frame, y, 1) at o_y = 0."""
+    chi = theta[:, 2, None, None].to(at.qy.dtype)
+    return (at.qy + films(at, theta)[1] * torch.deg2rad(chi)) / at.width
+
+
+def near_rows(at: Kinematics, theta: Tensor) -> Tensor | None:
+    """Rows (frame, near, node) within reach of each node's peak; None if they are too many, or the peak is no Gaussian."""
+    if at.cell is not None or at.points:
+        return None
+    rows, nodes = at.qx.shape
+    reach = _REACH[at.qx.dtype]
+    number = ceil(2 * reach * at.width / float(at.qx[:, 0].diff().min())) + 1
+    if number > _NARROW * rows:
+        return None
+    shift = films(at, theta)[1][:, 0] * torch.deg2rad(
+        theta[:, 1, None].to(at.qx.dtype)
+    )  # (frame, 1): it lies at -shift
+    wanted = (-shift.T - reach * at.width).expand(nodes, -1).contiguous()  # (node, frame)
+    first = torch.searchsorted(at.qx.T.contiguous(), wanted).T
+    # the same row twice at the border gets the same value twice
+    return (first[:, None] + torch.arange(number, device=first.device)[:, None]).clamp(max=rows - 1)
+
+
+def near_edges(at: Kinematics, v: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Columns within reach of the ends of each node's chord, and `v` (frame, y, 1) there, (frame, near, node) both.
+
+    None if they are too many, or the peak is no Gaussian. Elsewhere the factor of columns is 2 within the chord, or 0.
+    """
+    if at.cell is not None or at.points:
+        return None
+    number_of_columns, reach = v.shape[1], _REACH[v.dtype]
+    step = float(at.qy[1, 0] - at.qy[0, 0]) / at.width
+    number = ceil(2 * reach / step) + 1
+    if 2 * number > _NARROW * number_of_columns:
+        return None
+    ends = torch.stack([-at.ring, at.ring])  # (2, node)
+    first = ((ends - reach - v[:, :1]) / step).ceil().long()  # (frame, 2, node)
+    near = first[:, :, None] + torch.arange(number, device=v.device)[:, None]
+    near = near.clamp(0, number_of_columns - 1).flatten(1, 2)
+    return near, v[..., 0].gather(1, near.flatten(1)).reshape(near.shape)

@@ -6,17 +6,26 @@ ring's edges are computed, and put in their places. Both ways give the same to 1
 
 from __future__ import annotations
 
-from math import ceil, pi, radians, sqrt
+from math import pi, radians, sqrt
 
 import torch
 from torch import Tensor
 
 from scatterflow.errors import ConfigError
-from scatterflow.forward.nanodiffraction import Kinematics, arguments, bell, clamped, inside, peak
+from scatterflow.forward.nanodiffraction import (
+    Kinematics,
+    arguments,
+    bell,
+    clamped,
+    columns,
+    films,
+    inside,
+    near_edges,
+    near_rows,
+    peak,
+)
 
 _SMALL = 0.02  # below, (cos(pi x) - sinc(x)) / x cancels; two terms of its series are exact to 1e-8
-_REACH = {torch.float32: 4.5, torch.float64: 7.8}  # widths beyond which a Gaussian and 1 - erf are nothing: 2e-9, 4e-27
-_NARROW = 1 / 3  # of the rows, and of the columns, that a peak may take for the way of narrow ones
 
 
 def slopes(at: Kinematics, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,14 +38,15 @@ def slopes(at: Kinematics, theta: Tensor) -> tuple[Tensor, Tensor]:
     if at.cell is not None and at.points:
         must, remedy = "must have slopes", "leave forward.ring_upsampling out, or set film.peak_shape to gaussian"
         raise ConfigError("film.peak_shape", must, "box on a ring of points: frames are steps of the tilts", remedy)
-    stretched, g, thickness, x, u, v = arguments(at, theta)
+    stretched, g, thickness = films(at, theta)
     omega, chi = (torch.deg2rad(theta[:, number, None, None].to(at.qx.dtype)) for number in (1, 2))
-    near = _near_rows(at, g * omega)
-    if near is None:
-        along = _along(at, stretched, g, thickness, omega, x, u, theta.shape[1] > 3)
-    else:
-        along = _spread(at, near, stretched, g, thickness, omega, theta)
-    across, edge = _across(at, v)
+    near = near_rows(at, theta)
+    x, u = arguments(at, theta, near)
+    along = _along(at, stretched, g, thickness, omega, x, u, theta.shape[1] > 3)
+    if near is not None:
+        dense = along.new_zeros(*along.shape[:2], *at.qx.shape)
+        along = dense.scatter_(2, near[:, None].expand(-1, along.shape[1], -1, -1), along)
+    across, edge = _across(at, columns(at, theta))
     rows, frames = at.qx.shape[0], len(theta)
     products = (along.flatten(1, 2) @ across.transpose(1, 2)).reshape(frames, along.shape[1], rows, -1)
     by_chi = along[:, 0] @ edge.transpose(1, 2) * (g / at.width)
@@ -55,7 +65,7 @@ def _along(
     u: Tensor,
     by_thickness: bool,
 ) -> Tensor:
-    """The factor of rows, and its derivatives by strain, omega [1/rad] and maybe thickness: (frame, 3 or 4, z, node)."""
+    """The factor of rows, and its derivatives by strain, omega [1/rad] and maybe thickness: (frame, 3 or 4, as `x`)."""
     sinc, cosine = torch.sinc(x), torch.cos(pi * x)
     tail = torch.where(x.abs() < _SMALL, -(pi**2) / 3 * x * (1 - (pi * x) ** 2 / 10), (cosine - sinc) / x)
     lit = at.weight * peak(at, u) * sinc
@@ -72,35 +82,6 @@ def _along(
     return torch.stack(parts, dim=1)
 
 
-def _near_rows(at: Kinematics, shift: Tensor) -> Tensor | None:
-    """Rows (frame, near, node) within reach of a node's peak, which lies at q_x = -shift; None if they are too many."""
-    if at.cell is not None or at.points:
-        return None
-    rows, nodes = at.qx.shape
-    reach = _REACH[at.qx.dtype]
-    number = ceil(2 * reach * at.width / float(at.qx[:, 0].diff().min())) + 1
-    if number > _NARROW * rows:
-        return None
-    wanted = (-shift[:, 0].T - reach * at.width).expand(nodes, -1).contiguous()  # (node, frame)
-    first = torch.searchsorted(at.qx.T.contiguous(), wanted).T
-    # the same row twice at the border gets the same value twice
-    return (first[:, None] + torch.arange(number, device=first.device)[:, None]).clamp(max=rows - 1)
-
-
-def _spread(
-    at: Kinematics, near: Tensor, stretched: Tensor, g: Tensor, thickness: Tensor | float, omega: Tensor, theta: Tensor
-) -> Tensor:
-    """As `_along`, computed in the rows `near` (frame, near, node) of every node; zero elsewhere."""
-    rows, nodes = at.qx.shape
-    node = torch.arange(nodes, device=near.device)
-    strain = theta[:, 0, None, None].to(at.qx.dtype)
-    x = thickness * (at.qz[near, node] + at.g * strain / stretched) / (2 * pi)
-    u = (at.qx[near, node] + g * omega) / at.width
-    values = _along(at, stretched, g, thickness, omega, x, u, theta.shape[1] > 3)
-    dense = values.new_zeros(len(theta), values.shape[1], rows, nodes)
-    return dense.scatter_(2, near[:, None].expand(-1, values.shape[1], -1, -1), values)
-
-
 def _across(at: Kinematics, v: Tensor) -> tuple[Tensor, Tensor]:
     """The factor of columns and its derivative by v, (frame, y, node), of v (frame, y, 1), or (frame, y, o_y) of points."""
     if at.points:
@@ -109,17 +90,12 @@ def _across(at: Kinematics, v: Tensor) -> tuple[Tensor, Tensor]:
     if at.cell is not None:
         upper, lower = v + at.ring, v - at.ring
         return clamped(upper) - clamped(lower), inside(upper) - inside(lower)
-    columns, reach = v.shape[1], _REACH[v.dtype]
-    step = float(at.qy[1, 0] - at.qy[0, 0]) / at.width
-    number = ceil(2 * reach / step) + 1
-    if 2 * number > _NARROW * columns:
+    near_ends = near_edges(at, v)
+    if near_ends is None:
         upper, lower = v + at.ring, v - at.ring
         return torch.erf(upper) - torch.erf(lower), 2 / sqrt(pi) * (bell(upper) - bell(lower))
+    near, there = near_ends
     across = (v.abs() < at.ring).to(v.dtype) * 2
-    edges = torch.stack([-at.ring, at.ring])  # (2, node)
-    first = ((edges - reach - v[:, :1]) / step).ceil().long()  # (frame, 2, node)
-    near = (first[:, :, None] + torch.arange(number, device=v.device)[:, None]).clamp(0, columns - 1).flatten(1, 2)
-    there = v[..., 0].gather(1, near.flatten(1)).reshape(near.shape)
     upper, lower = there + at.ring, there - at.ring
     edge = torch.zeros_like(across).scatter_(1, near, 2 / sqrt(pi) * (bell(upper) - bell(lower)))
     return across.scatter_(1, near, torch.erf(upper) - torch.erf(lower)), edge

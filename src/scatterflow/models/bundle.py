@@ -57,7 +57,6 @@ def save_bundle(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in estimator.networks.state_dict().items()}
     for name, array in (arrays or {}).items():
         tensors[_EXTRA + name] = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    weights = save_safetensors(tensors)
     content: dict[str, Any] = {
         "format": FORMAT,
         "kind": KIND,
@@ -65,38 +64,40 @@ def save_bundle(
         "inputs": asdict(estimator.inputs),
         "prior": estimator.prior.spec(),
         "modes": {mode: asdict(fit) for mode, fit in estimator.fits.items()},
-        "weights": {"file": "weights.safetensors", "sha256": hashlib.sha256(weights).hexdigest()},
         "meta": dict(meta),
     }
-    content["sha256"] = digest(content)
+    return write_bundle(folder, content, tensors, texts)
+
+
+def write_bundle(
+    folder: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor], texts: Mapping[str, str] | None = None
+) -> Path:
+    """Write `content` (plain JSON), `tensors` and files `texts` as the bundle `folder`, complete or not at all.
+
+    Returns the path of its bundle.json. Raises StoreError where the disk refuses.
+    """
+    weights = save_safetensors(dict(tensors))
+    whole = {**content, "weights": {"file": "weights.safetensors", "sha256": hashlib.sha256(weights).hexdigest()}}
+    whole = json.loads(json.dumps(whole, allow_nan=False))
+    whole["sha256"] = digest(whole)
     with replacing(folder) as temporary:
         temporary.mkdir()
         (temporary / "weights.safetensors").write_bytes(weights)
         for name, text in (texts or {}).items():
             (temporary / name).write_text(text, encoding="utf-8")
-        (temporary / "bundle.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        (temporary / "bundle.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     return folder / "bundle.json"
 
 
 def load_bundle(folder: str | Path) -> Bundle:
     """Read a bundle. Raises BundleError, in one line, where it is missing, damaged, of another format or kind."""
-    folder = Path(folder)
-    content = read_bundle_json(folder / "bundle.json")
     place = f"bundle {folder}"
-    if content.get("format") != FORMAT:
-        raise BundleError(
-            place, f"must have format {FORMAT}", content.get("format"), "use the version of scatterflow that wrote it"
-        )
-    if content.get("kind") != KIND:
-        raise BundleError(place, f"must be of kind {KIND}", content.get("kind"), "choose another bundle")
-    if content.pop("sha256", None) != digest(content):
-        raise BundleError(f"{folder / 'bundle.json'}", "must be as it was written", "another checksum", _AGAIN)
-    tensors = read_bundle_weights(folder / "weights.safetensors", content)
+    content, tensors = read_bundle(folder, KIND, FORMAT)
     try:
         config: ModelConfig = TypeAdapter[ModelConfig](ModelConfig).validate_python(content["model"])
         inputs = Inputs(int(content["inputs"]["points"]), _pair(content["inputs"]["image_shape"]))
         prior = prior_from_spec(content["prior"])
-        fits = {str(mode): _fit(fit) for mode, fit in content["modes"].items()}
+        fits = {str(mode): mode_fit(fit) for mode, fit in content["modes"].items()}
         networks = Networks(config, inputs, len(prior.names))
         meta = dict(content["meta"])
     except (KeyError, TypeError, ValueError, AttributeError, ValidationError, ConfigError) as error:
@@ -110,6 +111,22 @@ def load_bundle(folder: str | Path) -> Bundle:
     networks.eval().requires_grad_(False)
     arrays = {name.removeprefix(_EXTRA): tensors[name].numpy() for name in tensors if name.startswith(_EXTRA)}
     return Bundle(Estimator(config, prior, inputs, networks, fits), arrays, meta)
+
+
+def read_bundle(folder: str | Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Content and tensors that `write_bundle` wrote. Raises BundleError as `load_bundle` does."""
+    folder = Path(folder)
+    content = read_bundle_json(folder / "bundle.json")
+    place = f"bundle {folder}"
+    if content.get("format") != version:
+        raise BundleError(
+            place, f"must have format {version}", content.get("format"), "use the version of scatterflow that wrote it"
+        )
+    if content.get("kind") != kind:
+        raise BundleError(place, f"must be of kind {kind}", content.get("kind"), "choose another bundle")
+    if content.pop("sha256", None) != digest(content):
+        raise BundleError(f"{folder / 'bundle.json'}", "must be as it was written", "another checksum", _AGAIN)
+    return content, read_bundle_weights(folder / "weights.safetensors", content)
 
 
 def read_bundle_json(path: Path) -> dict[str, Any]:
@@ -144,7 +161,7 @@ def read_bundle_weights(path: Path, content: Mapping[str, Any]) -> dict[str, Ten
         raise BundleError(f"{path}", "must be a safetensors file", error, _AGAIN) from None
 
 
-def _fit(told: Mapping[str, Any]) -> ModeFit:
+def mode_fit(told: Mapping[str, Any]) -> ModeFit:
     """What validation rows fixed for a mode. Raises ValueError or TypeError where it makes no sense."""
     widths, shares = (tuple(map(float, told[name])) for name in ("widths", "shares"))
     if len(widths) != len(shares) or not widths or min(*widths, *shares) <= 0 or abs(sum(shares) - 1) > 1e-6:

@@ -90,16 +90,23 @@ def widened(flow: FastFlow, widths: Sequence[float], shares: Sequence[float]) ->
 
 
 def draw(flow: FastFlow, noise: Array, condition: Array) -> Array:
-    """Samples (row, parameter) from normal `noise` (row, parameter) and `condition` (row, number)."""
+    """Samples (row, parameter) from normal `noise` (row, parameter) and `condition` (row, number).
+
+    One row of `condition` may stand for several rows of noise, the same number for each: what depends on it alone is
+    computed once then.
+    """
     result = np.empty(noise.shape, dtype=np.float32)
+    each = len(noise) // max(1, len(condition))
     for start in range(0, len(noise), _ROWS):
-        rows = slice(start, start + _ROWS)
-        given = np.ascontiguousarray(condition[rows].T, dtype=np.float32)
-        mean, log_sd = _base(flow, given)
+        rows = slice(start, min(start + _ROWS, len(noise)))
+        first = start // each
+        given = np.ascontiguousarray(condition[first : (rows.stop - 1) // each + 1].T, dtype=np.float32)
+        of = np.arange(rows.start, rows.stop) // each - first  # column of `given` of every row
+        mean, log_sd = (part[:, of] for part in _base(flow, given))
         with np.errstate(over="ignore"):  # what overflows is clipped
             value = np.clip(mean + np.exp(log_sd) * noise[rows].T.astype(np.float32), -_FAR, _FAR)
             for step in reversed(flow.steps):
-                value = _invert(step, value, given) if isinstance(step, Autoregressive) else value[np.argsort(step)]
+                value = _invert(step, value, given, of) if isinstance(step, Autoregressive) else value[np.argsort(step)]
         result[rows] = value.T
     return result
 
@@ -148,10 +155,10 @@ def _log_density(flow: FastFlow, value: Array, given: Array) -> NDArray[np.float
     return total - 0.5 * flow.parameters * math.log(2 * math.pi)
 
 
-def _invert(step: Autoregressive, noise: Array, given: Array) -> Array:
-    """u (parameter, row) with noise = scale(u) u + shift(u)."""
+def _invert(step: Autoregressive, noise: Array, given: Array, of: Index) -> Array:
+    """u (parameter, row) with noise = scale(u) u + shift(u); `of` (row,) are the columns of `given` (number, column)."""
     rows = noise.shape[1]
-    entry, added = step.entry(given), step.added(given)
+    entry, added = step.entry(given)[:, of], [each[:, of] for each in step.added(given)]
     units = len(entry)
     before = [np.empty((units, rows), np.float32) for _ in step.blocks]
     after = [np.empty((units, rows), np.float32) for _ in step.blocks]

@@ -116,18 +116,23 @@ def fit_modes(estimator: Estimator, validation: xr.Dataset, log: Callable[[str],
     for mode in modes(estimator.config):
         posterior = estimator.posterior(validation, mode)
         draws, change = _enough(posterior, theta) if estimator.networks.latent else (1, 0.0)
-        widths, shares, prior_share = _recalibrated(posterior, theta, min(draws, _WIDTH_DRAWS), config)
-        posterior = replace(posterior, flow=fastflow.widened(posterior.flow, widths, shares))
-        gain = posterior.information_gain(theta, draws).values
-        if prior_share:
-            gain = np.logaddexp(math.log1p(-prior_share) + gain, math.log(prior_share))
-        error = float(gain.std(ddof=1) / math.sqrt(len(gain)))
-        fits[mode] = ModeFit(draws, change, widths, shares, prior_share, float(gain.mean()), error)
+        fits[mode] = found = fit_mode(posterior, theta, config, draws, change)
         log(
-            f"mode {mode}: information gain {fits[mode].gain:.2f} +- {error:.2f} nat on {len(gain)} validation rows, "
-            f"{draws} z, base {fits[mode].mean_width:.3g} times as wide, prior's share {prior_share:.3g}"
+            f"mode {mode}: information gain {found.gain:.2f} +- {found.gain_se:.2f} nat on {len(theta)} validation rows, "
+            f"{draws} z, base {found.mean_width:.3g} times as wide, prior's share {found.prior_share:.3g}"
         )
     return fits
+
+
+def fit_mode(posterior: Posterior, theta: Array, config: MafConfig, draws: int = 1, change: float = 0.0) -> ModeFit:
+    """Widths of the base and share of the prior, from validation rows with parameters `theta` (observation, parameter)."""
+    widths, shares, prior_share = _recalibrated(posterior, theta, min(draws, _WIDTH_DRAWS), config)
+    posterior = replace(posterior, flow=fastflow.widened(posterior.flow, widths, shares))
+    gain = posterior.information_gain(theta, draws).values
+    if prior_share:
+        gain = np.logaddexp(math.log1p(-prior_share) + gain, math.log(prior_share))
+    error = float(gain.std(ddof=1) / math.sqrt(len(gain)))
+    return ModeFit(draws, change, widths, shares, prior_share, float(gain.mean()), error)
 
 
 def _recalibrated(

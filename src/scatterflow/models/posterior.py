@@ -60,7 +60,7 @@ class Posterior:
     """
 
     prior: Prior
-    encoder: Encoder | Summary
+    encoder: Encoder | Summary | None  # only an encoder with latent variables is used again
     flow: fastflow.FastFlow
     described: torch.Tensor  # (row, number): see Networks.describe
     mean: torch.Tensor | None
@@ -88,7 +88,7 @@ class Posterior:
             numbers = numbers.reshape(-1, width)
             noise = ndtri(numbers[:, :-2].clip(_SMALLEST_UNIFORM)).astype(np.float32)
             scale = widths[np.searchsorted(borders, numbers[:, -2], side="right")]
-            index = np.repeat(rows, n)
+            index = np.repeat(rows, n) if self.latent else rows  # one condition for all samples where nothing is latent
             condition = self._condition(torch.from_numpy(index), torch.from_numpy(noise[:, parameters:]))
             scaled = scale[:, None] * noise[:, :parameters]
             normal = fastflow.draw(self.flow, scaled, condition).astype(np.float64)

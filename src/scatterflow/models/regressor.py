@@ -85,7 +85,7 @@ class Regressor:
         values = np.empty((len(frames), len(self.box.names)))
         spread = np.empty_like(values)
         self.network.eval()
-        with torch.inference_mode(), _threads(self.threads), self._same_dropout():
+        with torch.inference_mode(), limited_threads(self.threads), self._same_dropout():
             for start in range(0, len(frames), _BATCH):
                 part = slice(start, start + _BATCH)
                 found = self.network(torch.from_numpy(np.array(frames[part], dtype=np.float32)).to(device))
@@ -95,7 +95,7 @@ class Regressor:
         if isinstance(self.config, LeanConfig) and self.config.scoring_steps:
             from scatterflow.baselines import likelihood  # only where it is asked for
 
-            with _threads(self.threads):
+            with limited_threads(self.threads):
                 box = np.array([self.box.low, self.box.high])
                 theta, sd = likelihood.step(np.asarray(frames, dtype=np.float32), self._kinematics(), theta, box)
         return theta, sd * np.array(self.sd_factor or (1.0,) * len(self.box.names))
@@ -233,7 +233,7 @@ def card(regressor: Regressor) -> str:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def limited_threads(number: int) -> Iterator[None]:
     """A fixed number of threads: as fast for small batches, and the same bits on a busy machine."""
     before = torch.get_num_threads()
     if before == number:

@@ -35,7 +35,7 @@ class Summary(nn.Module):
         self.holes = nn.Linear(points, config.hidden, bias=False)
         nn.init.zeros_(self.holes.weight)
         self.image = nn.Linear(image_kept, config.hidden)
-        self.blocks = nn.ModuleList(_Block(config.hidden, config.dropout) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(ResidualBlock(config.hidden, config.dropout) for _ in range(config.blocks))
         self.last = nn.Sequential(nn.SiLU(), nn.Dropout(config.dropout), nn.Linear(config.hidden, config.outputs))
 
     def fit_scaling(self, profile: Tensor, image: Tensor) -> None:
@@ -68,7 +68,7 @@ class Summary(nn.Module):
         return summary
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Residual block that starts as the identity."""
 
     def __init__(self, hidden: int, dropout: float) -> None:

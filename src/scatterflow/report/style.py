@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.typing import LineStyleType
 from numpy.typing import NDArray
@@ -100,9 +101,20 @@ def dots(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], color: str,
         axes.plot([], [], ".", color=color, label=label)
 
 
+def _lay_out(figure: Figure) -> None:
+    """Give everything in the figure its place, once: saving would do it for every format, and draw twice for it."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        FigureCanvasSVG(figure)  # its text is as wide as in the SVG
+        engine.execute(figure)
+        with matplotlib.rc_context({"figure.constrained_layout.use": False}):
+            figure.set_layout_engine(None)
+
+
 @styled
 def to_svg(figure: Figure) -> str:
     """The figure as SVG text, without date and creator."""
+    _lay_out(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
@@ -118,6 +130,7 @@ def _short(attribute: str) -> str:
 @styled
 def to_png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as PNG."""
+    _lay_out(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()

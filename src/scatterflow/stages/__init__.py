@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-_OF_A_KIND = {"nanodiffraction": ("train", "baseline", "infer", "evaluate")}
+_OF_A_KIND = {
+    "nanodiffraction": ("train", "baseline", "infer", "evaluate"),
+    "particles": ("train", "baseline", "infer", "evaluate"),
+}
 _SKIPPED = {"nanodiffraction": ("cross-check",)}  # one engine; tests compare it with the published sum
 
 

@@ -17,6 +17,7 @@ from scatterflow import provenance, seeds
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import SimulationError
 from scatterflow.multilayer import MultilayerStudy
+from scatterflow.particles import ParticlesStudy
 from scatterflow.products import write_json
 from scatterflow.progress import say
 from scatterflow.stages import preprocess
@@ -25,7 +26,7 @@ LOWEST_DEG = 0.05  # exit angle from which the engines are compared
 OTHER = {"dwba": "bornagain", "bornagain": "dwba"}
 
 
-def run(study: MultilayerStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
+def run(study: MultilayerStudy | ParticlesStudy, folder: Path, tell: Callable[[str], None] = say) -> Path:
     """Compare random stored simulations with the other engine and write `cross-check/manifest.json`; returns its path.
 
     BornAgain knows no flat detector: with geometry flat both engines compute the same samples in geometry bornagain.
@@ -41,8 +42,8 @@ def run(study: MultilayerStudy, folder: Path, tell: Callable[[str], None] = say)
     own: xr.Dataset = stored
     flat = config.instrument.geometry == "flat"
     instrument = config.instrument.model_copy(update={"geometry": "bornagain"})
-    if flat:
-        study = replace(study, config=config.model_copy(update={"instrument": instrument}))
+    if flat and isinstance(study, MultilayerStudy):
+        study = replace(study, config=study.config.model_copy(update={"instrument": instrument}))
     engine: str = config.forward.engine
     other = OTHER[engine]
     study.simulate(theta[:1])  # the first call loads libraries and plans

@@ -7,6 +7,7 @@ that has one is not trained again. They are spread by `fanout`: over processes h
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import shutil
 import time
@@ -113,9 +114,9 @@ def train_trial(study: AnyStudy, folder: Path, identity: str, number: Shard) -> 
 def _scored(study: AnyStudy, folder: Path, bundle: Path) -> dict[str, Any]:
     """What the record says of a trained trial."""
     if not isinstance(study, MultilayerStudy):
-        from scatterflow.stages.nanodiffraction import trial  # torch is only needed here
-
-        return trial.score(study, folder, bundle)
+        of_kind = importlib.import_module(f"scatterflow.stages.{study.kind}.trial")  # torch is only needed here
+        scored: dict[str, Any] = of_kind.score(study, folder, bundle)
+        return scored
     content = read_json(bundle, "scatterflow sweep")
     mode, fit = next(iter(content["modes"].items()))
     seconds = content["meta"]["training"]["seconds"]

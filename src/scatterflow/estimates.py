@@ -1,0 +1,81 @@
+"""What estimators of particles say of an image, in one form for networks and baselines, and how far it is from the truth.
+
+A dataset over `simulation`: `size_distribution` (simulation, radius) with a band `_low`, `_high`; for each of
+`particles.QUANTITIES` its value, `_sd`, `_low` and `_high` (a central interval). A method leaves out what it does not say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from scatterflow.particles import QUANTITIES, ParticlesStudy
+from scatterflow.sizescores import wasserstein
+
+Array = NDArray[np.float64]
+P = "size_distribution"
+_UNITS = {"distance_nm": "nm", "disorder": "1", "mean_radius_nm": "nm", "width_nm": "nm"}
+_LONG = {
+    "distance_nm": "distance of neighbours",
+    "disorder": "disorder w/D",
+    "mean_radius_nm": "mean radius",
+    "width_nm": "standard deviation of the radii",
+}
+_BLOCK = 256  # images whose samples become size distributions at once
+
+
+def of_samples(
+    study: ParticlesStudy, samples: xr.DataArray, interval: float, factors: Mapping[str, float] | None = None
+) -> xr.Dataset:
+    """Estimates from posterior `samples` (observation, sample, parameter): medians, deviations, central intervals.
+
+    `factors` stretch the intervals about the median, by quantity and for the band of p(R): a model's calibration.
+    `size_distribution` is the posterior mean. Holds the size distributions of 256 images' samples at once.
+    """
+    values, stretch = samples.values, factors or {}
+    tails = [(1 - interval) / 2, 0.5, (1 + interval) / 2]
+    found: dict[str, list[Array]] = {}
+    for start in range(0, len(values), _BLOCK):
+        part = values[start : start + _BLOCK]
+        for name, each in study.quantities(part).items():
+            low, middle, high = np.quantile(each, tails, axis=1)
+            factor = stretch.get(name, 1.0)
+            for suffix, column in (
+                ("", middle), ("_sd", factor * each.std(axis=1, ddof=1)),
+                ("_low", middle - factor * (middle - low)), ("_high", middle + factor * (high - middle)),
+            ):  # fmt: skip
+                found.setdefault(name + suffix, []).append(column)
+        p = study.size_distribution(part.reshape(-1, part.shape[-1])).values.reshape(*part.shape[:2], -1)
+        low, middle, high = np.quantile(p, tails, axis=1)
+        factor = stretch.get(P, 1.0)
+        found.setdefault(P, []).append(p.mean(axis=1))
+        found.setdefault(f"{P}_low", []).append(np.maximum(middle - factor * (middle - low), 0.0))
+        found.setdefault(f"{P}_high", []).append(np.minimum(middle + factor * (high - middle), 1.0))
+    return labelled(study, {name: np.concatenate(parts) for name, parts in found.items()})
+
+
+def labelled(study: ParticlesStudy, found: Mapping[str, Array]) -> xr.Dataset:
+    """A dataset over `simulation` with units, of arrays (simulation,) and (simulation, radius) by name."""
+    radius = study.size_distribution(study.prior.sample(1))["radius"]
+    result = xr.Dataset(coords={"radius": radius})
+    for name, values in found.items():
+        base = next((each for each in QUANTITIES if name.startswith(each)), None)
+        attrs = {"units": _UNITS[base], "long_name": _LONG[base]} if base else {"units": "1"}
+        result[name] = (("simulation", "radius")[: values.ndim], np.asarray(values, dtype=np.float64), attrs)
+    return result
+
+
+def beside_truth(study: ParticlesStudy, found: xr.Dataset, theta: Array) -> xr.Dataset:
+    """The estimates with the truth `theta` (simulation, parameter): `<name>_true`, and `wasserstein_nm` of p(R)."""
+    result = found.copy()
+    for name, values in study.quantities(theta).items():
+        result[f"{name}_true"] = ("simulation", values, {"units": _UNITS[name], "long_name": f"true {_LONG[name]}"})
+    true = study.size_distribution(theta).values
+    result[f"{P}_true"] = (("simulation", "radius"), true, {"units": "1"})
+    if P in found:
+        apart = wasserstein(found[P].values, true, found["radius"].values)
+        result["wasserstein_nm"] = ("simulation", apart, {"units": "nm", "long_name": "Wasserstein distance of p(R)"})
+    return result

@@ -1,0 +1,435 @@
+"""A trained dual-branch model of kind particles with its study: images in, p(R), spacing and disorder with intervals out."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import logsumexp
+
+from scatterflow.config.dualbranch import DualBranchConfig
+from scatterflow.config.loading import validate
+from scatterflow.config.study import ParticlesConfig
+from scatterflow.errors import BundleError, ConfigError
+from scatterflow.models import fastflow
+from scatterflow.models.bundle import mode_fit, read_bundle, write_bundle
+from scatterflow.models.dualbranch import SECOND, Ensemble, Reduction, Seen, build, reduction
+from scatterflow.models.posterior import ModeFit, Posterior
+from scatterflow.models.regressor import limited_threads
+from scatterflow.particles import VIEW, ParticlesStudy
+from scatterflow.sizescores import mean_and_width
+from scatterflow.verdict import FeatureScore, score_from_arrays
+
+FORMAT = 1
+KIND = "particles"
+SIZES = "size_distribution"
+QUANTITIES = ("distance_nm", "disorder", "mean_radius_nm", "width_nm")
+_UNITS = {"distance_nm": "nm", "disorder": "1", "mean_radius_nm": "nm", "width_nm": "nm"}
+_EXTRA = "extra."  # prefix of arrays that are no weights of the networks
+_ROWS = 128  # images at once: their samples of p(R) are 100 MB at most for 400 samples of 256 sizes
+_SEEN = 1e-3  # share of the particles in a bin of radii below which it is empty for all purposes
+_AGAIN = "train the model again, or copy the bundle again"
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class MixedPosterior:
+    """Posterior of images under an ensemble: the members' posteriors with equal weights."""
+
+    members: tuple[Posterior, ...]
+
+    def sample(self, n: int, seed: int = 0) -> xr.DataArray:
+        """`n` samples per image, (observation, sample, parameter), from the members by turns; see `Posterior.sample`."""
+        number = len(self.members)
+        parts = [member.sample((n - k + number - 1) // number, seed) for k, member in enumerate(self.members)]
+        if number == 1:
+            return parts[0]
+        first = parts[0]
+        values = np.empty((first.sizes["observation"], n, first.sizes["parameter"]))
+        for k, part in enumerate(parts):
+            values[:, k::number] = part.values
+        attrs = first.attrs | {"long_name": f"posterior samples of {number} networks by turns"}
+        return xr.DataArray(values, dims=first.dims, coords=first.coords, name=first.name, attrs=attrs)
+
+    def log_prob(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
+        """Natural log density over box-scaled parameters; see `Posterior.log_prob`."""
+        return self._mean([member.log_prob(theta) for member in self.members])
+
+    def information_gain(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
+        """log q(theta | image) - log p(theta) [nat]; see `Posterior.information_gain`."""
+        return self._mean([member.information_gain(theta) for member in self.members])
+
+    def map(self, n: int = 200, seed: int = 0) -> xr.DataArray:
+        """The sample of highest density over box-scaled parameters, out of `n`: (observation, parameter)."""
+        samples = self.sample(n, seed)
+        best = self.log_prob(samples).argmax("sample")
+        return samples.isel(sample=best).drop_attrs().rename("map")
+
+    def _mean(self, parts: Sequence[xr.DataArray]) -> xr.DataArray:
+        return parts[0].copy(data=logsumexp([part.values for part in parts], axis=0) - math.log(len(parts)))
+
+
+@dataclass(frozen=True)
+class ParticleModel:
+    """A trained model; made by `dualbranch_training` or `load_particle_model`. `name` is its name in the configuration.
+
+    `fits`: what validation rows fixed of each member's posterior. `factors`, by quantity and for p(R)'s band: by how much
+    the ends of the posterior's intervals are moved away from the median, so that they hold their share of the validation
+    rows. `scores` (plain JSON) are those on validation rows; `verdict` holds thresholds by score, and `arrays` what the
+    feature score needs.
+    """
+
+    name: str
+    study: ParticlesStudy
+    config: DualBranchConfig
+    networks: Ensemble
+    fits: tuple[ModeFit, ...] = ()
+    factors: Mapping[str, float] = field(default_factory=dict)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    identity: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    verdict: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @cached_property
+    def reduction(self) -> Reduction:
+        """How images are made small before the networks."""
+        return reduction(self.study.frame, self.config.trunk)
+
+    @cached_property
+    def quantities(self) -> tuple[str, ...]:
+        """Quantities that have intervals."""
+        return tuple(name for name in QUANTITIES if name != "disorder" or name in self.study.prior.names)
+
+    @cached_property
+    def feature_score(self) -> FeatureScore:
+        """Score of images that no simulation looks like. Raises BundleError where the bundle has none yet."""
+        return score_from_arrays(dict(self.arrays))
+
+    @cached_property
+    def _flows(self) -> tuple[fastflow.FastFlow, ...]:
+        fits = self._fits
+        flows = (fastflow.prepare(network.flow) for network in self.networks.networks)
+        return tuple(fastflow.widened(flow, fit.widths, fit.shares) for flow, fit in zip(flows, fits, strict=True))
+
+    @property
+    def _fits(self) -> tuple[ModeFit, ...]:
+        return self.fits or (ModeFit(),) * self.config.members
+
+    def posterior(self, features: xr.Dataset) -> MixedPosterior:
+        """Posterior of each image (`image`, `mask_image`: see `ParticlesStudy.preprocess`), all parameters.
+
+        Raises BundleError for images of another shape, that are not finite or without valid bins.
+        """
+        return self._posterior(self._vectors(self._seen(features)))
+
+    def _posterior(self, vectors: Sequence[torch.Tensor]) -> MixedPosterior:
+        return MixedPosterior(
+            tuple(
+                Posterior(self.study.prior, None, flow, vector, None, None, 0, f"image, member {number}", fit)
+                for number, (flow, vector, fit) in enumerate(zip(self._flows, vectors, self._fits, strict=True))
+            )
+        )
+
+    def predict(self, features: xr.Dataset, n: int = 400, seed: int = 0) -> xr.Dataset:
+        """Estimates and their intervals, over `simulation`, from `n` posterior samples of each image.
+
+        `size_distribution` (simulation, radius), sum 1: the first branch's p(R), mean over the members; `_low`, `_high`:
+        pointwise central band of the posterior's. `<quantity>` of distance_nm, disorder (where the prior has it),
+        mean_radius_nm and width_nm (mean and standard deviation of p(R)): posterior median, with `_sd`, `_low` and `_high`:
+        calibrated standard deviation and central interval of `inference.interval`. `distance_branch_nm` and
+        `disorder_branch`: the second branch's own answers. Raises BundleError as `posterior` does.
+        """
+        seen = self._seen(features)
+        vectors = self._vectors(seen)
+        first, second = self._branches(vectors)
+        samples = self._posterior(vectors).sample(n, seed).values
+        found = self._summaries(samples)
+        share = self.study.config.inference.interval
+        attrs = {"units": "1", "long_name": "share of the particles"}
+        dims = ("simulation", "radius")
+        variables: dict[str, Any] = {SIZES: (dims, first, attrs)}
+        for end in ("low", "high"):
+            told = attrs | {"long_name": f"{end} end of the {share:.0%} band of the share of the particles"}
+            variables[f"{SIZES}_{end}"] = (dims, found[SIZES][end], told)
+        for name in self.quantities:
+            attrs = {"units": _UNITS[name]}
+            variables[name] = (
+                "simulation",
+                found[name]["median"],
+                attrs | {"long_name": f"posterior median of {name}"},
+            )
+            for part in ("sd", "low", "high"):
+                variables[f"{name}_{part}"] = ("simulation", found[name][part], attrs)
+        for number, name in enumerate(("distance_branch_nm", "disorder_branch")[: second.shape[1]]):
+            told = {"units": ("nm", "1")[number], "long_name": f"{SECOND[number]} of the second branch"}
+            variables[name] = ("simulation", second[:, number], told)
+        coords: dict[str, Any] = {"radius": self._radius}
+        if "simulation" in features.coords:
+            coords["simulation"] = ("simulation", features["simulation"].values)
+        return xr.Dataset(variables, coords, {"samples": n, "seed": seed, "interval": share, "model": self.name})
+
+    @cached_property
+    def _radius(self) -> xr.DataArray:
+        prior = self.study.prior
+        return self.study.size_distribution(prior.from_normal(np.zeros((1, len(prior.names)))))["radius"]
+
+    def _summaries(self, samples: Array) -> dict[str, dict[str, Array]]:
+        """median, sd, low, high of each quantity (image,), of p(R) (image, radius); `samples` (image, sample, parameter)."""
+        parts = [self._summary(samples[start : start + _ROWS]) for start in range(0, len(samples), _ROWS)]
+        return {
+            name: {key: np.concatenate([part[name][key] for part in parts]) for key in parts[0][name]}
+            for name in parts[0]
+        }
+
+    def _summary(self, samples: Array) -> dict[str, dict[str, Array]]:
+        images, number, _ = samples.shape
+        drawn = self.quantities_of(samples.reshape(images * number, -1))
+        tail = (1 - self.study.config.inference.interval) / 2
+        found = {}
+        for name, values in drawn.items():
+            values = values.reshape(images, number, *values.shape[1:])
+            low, median, high = np.quantile(values, (tail, 0.5, 1 - tail), axis=1)
+            factor = self.factors.get(name, 1.0)
+            least, most = self._range(name)
+            found[name] = {
+                "median": median,
+                "sd": factor * values.std(axis=1, ddof=1),
+                "low": np.clip(median - factor * (median - low), least, most),
+                "high": np.clip(median + factor * (high - median), least, most),
+            }
+        return found
+
+    def quantities_of(self, theta: Array) -> dict[str, Array]:
+        """Every quantity (row,) and `size_distribution` (row, radius) of parameters (row, parameter)."""
+        names = self.study.prior.names
+        shares = self.study.size_distribution(theta)
+        mean, width = mean_and_width(shares.values, shares["radius"].values)
+        found = {name: theta[:, names.index(name)] for name in SECOND if name in names}
+        return found | {"mean_radius_nm": mean, "width_nm": width, SIZES: shares.values}
+
+    def _range(self, name: str) -> tuple[float, float]:
+        """What values of a quantity are possible."""
+        if name == SIZES:
+            return 0.0, 1.0
+        first, last = self.study.config.sample.radius_nm
+        if name in ("mean_radius_nm", "width_nm"):
+            return (first, last) if name == "mean_radius_nm" else (0.0, (last - first) / 2)
+        index = self.study.prior.names.index(name)
+        return float(self.study.prior.lower[index]), float(self.study.prior.upper[index])
+
+    def _seen(self, features: xr.Dataset) -> Iterator[Seen]:
+        """What the networks see of the images, some at a time."""
+        image, valid = checked(features, self.reduction.shape)
+        for start in range(0, len(image), _ROWS):
+            rows = slice(start, start + _ROWS)
+            yield self.reduction(image[rows], valid[rows])
+
+    def _vectors(self, seen: Iterator[Seen]) -> list[torch.Tensor]:
+        """The vectors (image, hidden) of every member."""
+        self.networks.eval()
+        with torch.inference_mode(), limited_threads(self.config.training.threads):
+            parts = [[network.describe(*each) for network in self.networks.networks] for each in seen]
+        return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+    def _branches(self, vectors: Sequence[torch.Tensor]) -> tuple[Array, Array]:
+        """p(R) (image, radius) of the first branch and answers (image, quantity) of the second, means over members."""
+        with torch.inference_mode(), limited_threads(self.config.training.threads):
+            both = zip(self.networks.networks, vectors, strict=True)
+            parts = [
+                (network.sizes(vector).double().exp(), network.second(vector).double()) for network, vector in both
+            ]
+        sizes, second = (torch.stack(each).mean(0).numpy() for each in zip(*parts, strict=True))
+        return sizes / sizes.sum(1, keepdims=True), second
+
+    def calibrated(self, features: xr.Dataset, n: int, seed: int) -> ParticleModel:
+        """The same with the `factors` at which intervals hold their share of `features` with known `parameters`."""
+        theta = self.study.prior.values(features["parameters"])
+        plain = replace(self, factors={})
+        found = plain._summaries(plain.posterior(features).sample(n, seed).values)
+        share, factors = self.study.config.inference.interval, {}
+        for name, truth in self.quantities_of(theta).items():
+            median, low, high = (found[name][key] for key in ("median", "low", "high"))
+            apart = np.abs(truth - median) / np.maximum(np.where(truth > median, high - median, median - low), 1e-12)
+            if name == SIZES:  # bins that nobody takes for occupied would be inside at any factor, or at none
+                apart = apart[(truth > _SEEN) | (high > _SEEN)]
+            factors[name] = float(np.clip(np.quantile(apart, share), 1e-3, 1e3))
+        return replace(self, factors=factors)
+
+    def facts(self) -> dict[str, Any]:
+        """How the model was set up and trained, as plain JSON."""
+        return {
+            "kind": self.config.kind,
+            "members": self.config.members,
+            "trunk": self.config.trunk.model_dump(mode="json"),
+            "folded": self.reduction.folded,
+            "fits": [asdict(fit) for fit in self.fits],
+            "factors": dict(self.factors),
+            "scores": dict(self.scores),
+            "training": dict(self.training),
+            "identity": self.identity,
+        }
+
+    def save(self, folder: Path, texts: Mapping[str, str] | None = None) -> Path:
+        """Write the bundle `folder`, complete or not at all; returns the path of its bundle.json.
+
+        `texts` are further files by name. Raises StoreError where the disk refuses.
+        """
+        study = self.study
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.networks.state_dict().items()}
+        for name, array in self.arrays.items():
+            tensors[_EXTRA + name] = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        content = {
+            "format": FORMAT,
+            "kind": KIND,
+            "model": self.config.model_dump(mode="json"),
+            "prior": study.prior.spec(),
+            "image": {"dims": ["simulation", "z_image", "y_image"], "shape": self.reduction.shape, "unit": "counts"},
+            "fits": [asdict(fit) for fit in self.fits],
+            "factors": dict(self.factors),
+            "scores": dict(self.scores),
+            "meta": {
+                "name": self.name,
+                "identity": self.identity,
+                "training": dict(self.training),
+                "verdict": dict(self.verdict),
+                "study": {
+                    "name": study.name,
+                    "run": study.run,
+                    "seed": study.seed,
+                    "config": study.config.model_dump(mode="json"),
+                },
+            },
+        }
+        return write_bundle(folder, content, tensors, {"card.md": card(self), **(texts or {})})
+
+
+def checked(features: xr.Dataset, shape: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Counts and mask (simulation, z, y) of features. Raises BundleError where they are not images that can be used."""
+    for name in (VIEW, f"mask_{VIEW}"):
+        if name not in features or features[name].ndim != 3 or features[name].shape[1:] != shape:
+            got = features[name].shape if name in features else list(features)
+            raise BundleError(
+                "features", f"must hold {name} (simulation, {shape[0]}, {shape[1]})", got, "use study.observe"
+            )
+    image = np.asarray(features[VIEW].values, dtype=np.float32)
+    valid = np.asarray(features[f"mask_{VIEW}"].values, dtype=np.bool_)
+    # invalid bins count for nothing, but what is not finite or negative there was not made by `study.observe`
+    for wrong, must in (
+        (~np.isfinite(image).all((1, 2)), "must be finite"),
+        ((image < 0).any((1, 2)), "must not be negative"),
+        (~valid.any((1, 2)), "must have valid bins"),
+    ):
+        if wrong.any():
+            raise BundleError(f"counts of image {np.argmax(wrong)}", must, remedy="mask or leave out such images")
+    return image, valid
+
+
+def untrained(study: ParticlesStudy, config: DualBranchConfig) -> Ensemble:
+    """The networks of a configuration with random weights."""
+    names = study.prior.names
+    second = sum(quantity in names for quantity in SECOND)
+    return build(config, reduction(study.frame, config.trunk), study.config.sample.sizes, second, len(names))
+
+
+def with_verdict(folder: Path, score: FeatureScore, limits: Mapping[str, dict[str, Any]]) -> Path:
+    """Add the verdict's feature score and thresholds to the bundle `folder`; returns the path of its bundle.json.
+
+    Then removes the training's checkpoints.
+    """
+    model = replace(load_particle_model(folder), verdict=dict(limits), arrays=score.arrays())
+    path = model.save(folder, {"history.csv": (folder / "history.csv").read_text(encoding="utf-8")})
+    shutil.rmtree(work_folder(folder), ignore_errors=True)
+    return path
+
+
+def work_folder(folder: Path) -> Path:
+    """Where the checkpoints of a bundle's training lie."""
+    return folder.with_name(folder.name + ".training")
+
+
+def load_particle_model(folder: str | Path) -> ParticleModel:
+    """Read a bundle of kind particles. Runs nothing from it; raises BundleError, in one line, where it is not sound."""
+    content, tensors = read_bundle(folder, KIND, FORMAT)
+    place = f"bundle {folder}"
+    try:
+        meta = content["meta"]
+        told = meta["study"]
+        study = ParticlesStudy(
+            str(told["name"]),
+            validate(ParticlesConfig, told["config"], place),
+            int(told["seed"]),
+            str(told["run"]),
+        )
+        config = DualBranchConfig.model_validate(content["model"])
+        fits = tuple(mode_fit(fit) for fit in content["fits"])
+        factors = {str(name): float(value) for name, value in content["factors"].items()}
+        if len(fits) != config.members or not all(0 < value < math.inf for value in factors.values()):
+            raise ValueError("fits and factors must be those of its members, factors positive")
+        networks = untrained(study, config)
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in networks.state_dict().items()}
+        arrays = {
+            name.removeprefix(_EXTRA): tensor.numpy() for name, tensor in tensors.items() if name.startswith(_EXTRA)
+        }
+        model = ParticleModel(
+            str(meta["name"]), study, config, networks, fits, factors, dict(content["scores"]), str(meta["identity"]),
+            dict(meta["training"]), dict(meta["verdict"]), arrays,
+        )  # fmt: skip
+        prior = study.prior.spec()
+    except ConfigError as error:
+        raise BundleError(place, "must hold the study of this version of scatterflow", error, "train again") from None
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise BundleError(place, "must describe a model", " ".join(str(error).split())[:200], _AGAIN) from None
+    if prior != content.get("prior"):
+        raise BundleError(place, "must have the prior of its own study", remedy="train the model again")
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_EXTRA)}
+    found = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
+    if expected != found:
+        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise BundleError(f"weights of {place}", "must fit its networks", f"{len(odd)} others: {odd[0]}", _AGAIN)
+    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
+        raise BundleError(f"weights of {place}", "must be finite", remedy=_AGAIN)
+    networks.load_state_dict(weights)
+    networks.eval().requires_grad_(False)
+    return model
+
+
+def card(model: ParticleModel) -> str:
+    """What a person should know before using the model, as Markdown."""
+    study, training, scores = model.study, model.training, model.scores
+    lines = [
+        f"# {model.name} of study {study.name}",
+        "",
+        f"p(R), spacing and disorder of particles, and the posterior of {len(study.prior.names)} parameters, from one "
+        f"GISAXS image of {model.reduction.shape[0]} x {model.reduction.shape[1]} bins (z, y) in counts with its mask, by "
+        f"{model.config.members} network(s) of kind {model.config.kind} (trunk: {model.config.trunk.kind}).",
+        "",
+        f"Trained on {training.get('rows', {}).get('train', 0):,} simulations, recorded anew with other artefacts, chosen "
+        f"on {training.get('rows', {}).get('validation', 0):,} others.",
+        "",
+        "## On the validation simulations",
+        "",
+        *(f"- {name}: {value:.4g}" for name, value in scores.items() if isinstance(value, float)),
+        "",
+        "These set the widths of the intervals, too; scores on simulations that nothing was set on are in the evaluation.",
+        "",
+        "## Limits",
+        "",
+        "It knows samples within the ranges of its prior, measured in its own geometry, and nothing else. Do not believe "
+        "its answer on an image whose verdict is not 'ok'. The verdict's thresholds:",
+        "",
+        *(f"- {name}: {limit['threshold']:.3g}" for name, limit in model.verdict.items()),
+        "",
+        *(f"- {unit.name}: {unit.lower:g} to {unit.upper:g} {unit.unit}" for unit in study.prior.parameters),
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,176 @@
+"""Real GISAXS frames of particles: read, resample to the model's view, answer, check, rebuild."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from scatterflow import estimates, imagecheck, verdict
+from scatterflow import instrument as geometry
+from scatterflow.config.instrument import InstrumentConfig
+from scatterflow.errors import FrameError
+from scatterflow.frames import read_frames
+from scatterflow.inference import check_horizon
+from scatterflow.particles import QUANTITIES, VIEW, ParticlesStudy
+from scatterflow.preprocess.resample import to_views
+
+if TYPE_CHECKING:
+    from scatterflow.models.particlemodel import ParticleModel
+
+Array = NDArray[np.float64]
+_SHOWN = (0.05, 0.5, 0.95)  # quantiles of the cuts that posterior samples predict
+
+
+@dataclass(frozen=True)
+class ParticleFrame:
+    """What is known of one frame. `status`: ok, outside, unreadable, masked-out or wrong-instrument; `why` in words.
+
+    Where there is an answer: `answer`, a dataset over one simulation (see `estimates`), `scores` by name with their
+    thresholds, `samples` (sample, parameter), and `shown`: recorded and rebuilt image, cuts with predictive bands.
+    """
+
+    file: str
+    status: str
+    why: str
+    answer: xr.Dataset | None = None
+    scores: dict[str, dict[str, Any]] | None = None
+    samples: xr.DataArray | None = None
+    shown: xr.Dataset | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """Plain JSON: values with their intervals, without arrays."""
+        found: dict[str, Any] = {"file": self.file, "status": self.status, "why": self.why}
+        if self.answer is None:
+            return found
+        found["estimates"] = {
+            name: {
+                "value": float(self.answer[name][0]),
+                **{key: float(self.answer[f"{name}_{key}"][0]) for key in ("sd", "low", "high")},
+                "unit": self.answer[name].attrs["units"],
+            }
+            for name in QUANTITIES
+            if name in self.answer
+        }
+        found["scores"] = self.scores
+        if self.shown is not None:
+            found["peak"] = {key: self.shown.attrs[key] for key in ("peak_px_measured", "peak_px_rebuilt")}
+        return found
+
+
+def infer_frames(
+    paths: Iterable[str | Path], model: ParticleModel, instrument: InstrumentConfig | None = None, seed: int = 0
+) -> Iterator[ParticleFrame]:
+    """Answer frames one after the other; a frame that cannot be used gives a result with its status, never an exception.
+
+    `instrument` is the frames' own; none: that of the model's study. Stacks give one result per frame.
+    """
+    own = instrument or model.study.config.instrument
+    flat = own.model_copy(update={"geometry": "flat"})  # a real detector is a plane
+    for name, frame in read_frames(paths, own):
+        if isinstance(frame, FrameError):
+            yield ParticleFrame(name, frame.status, str(frame))
+            continue
+        try:
+            yield _answer(name, frame, flat, model, seed)
+        except FrameError as error:
+            yield ParticleFrame(name, error.status, str(error))
+
+
+def _answer(
+    name: str, frame: xr.Dataset, instrument: InstrumentConfig, model: ParticleModel, seed: int
+) -> ParticleFrame:
+    study = model.study
+    check_horizon(name, instrument)
+    recorded = to_views(frame, instrument, study.config.instrument, (VIEW,), study.config.artefacts.min_valid_share)
+    features = study.preprocess(recorded)
+    _check_counts(name, features)
+    settings = study.config.inference
+    samples = model.posterior(features).sample(settings.samples, seed)
+    found = imagecheck.scores(study, model.feature_score, samples, features)
+    values = {key: float(each[0]) for key, each in found.items()}
+    status, why = verdict.judge(values, model.verdict)
+    scores = {key: {"value": values[key], **model.verdict[key]} for key in values}
+    answer = model.predict(features, settings.samples, seed)
+    shown = _shown(study, samples.values[0, : settings.predictive_draws], features, instrument)
+    return ParticleFrame(name, status, why, answer, scores, samples.isel(observation=0), shown)
+
+
+def _check_counts(name: str, features: xr.Dataset) -> None:
+    """Raise FrameError for an image without any counts."""
+    if not float(features[VIEW].sum()) > 0:
+        what, must = f"frame {name}", "must hold counts in the valid bins of the model's view"
+        raise FrameError(what, must, 0, "check mask and instrument file", status="masked-out")
+
+
+def _shown(study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument: InstrumentConfig) -> xr.Dataset:
+    """What the report draws: recorded and rebuilt image, and cuts (mean counts of the valid bins) with bands.
+
+    The rebuilt image is the mean of those of posterior samples, each at its best scale and background. Attributes: where
+    the correlation peak is in the in-plane cuts of both, in pixels of the frame's own detector from its beam.
+    """
+    counts, valid = (features[name].values for name in (VIEW, f"mask_{VIEW}"))
+    many = (np.repeat(each, len(theta), axis=0) for each in (counts, valid))
+    images = imagecheck.fitted(study.expected(theta), *many)
+    rebuilt = images.image.mean(axis=0)
+    coordinates = study.coordinates(VIEW)
+    result = xr.Dataset(
+        {
+            "recorded": (("z", "y"), counts[0]),
+            "valid": (("z", "y"), valid[0]),
+            "rebuilt": (("z", "y"), rebuilt.astype(np.float32)),
+        }
+    )
+    for along, name in (("z", "qz"), ("y", "qy")):
+        result[name] = (along, coordinates[f"{name}_{VIEW}"][1], {"units": "nm^-1"})
+    for axis, other, name in ((1, "y", "in_plane"), (2, "z", "out_of_plane")):
+        number = np.maximum(valid[0].sum(axis - 1), 1)
+        result[f"{name}_recorded"] = (other, (counts[0] * valid[0]).sum(axis - 1) / number)
+        result[f"{name}_valid"] = (other, valid[0].any(axis - 1))
+        cuts = (images.image * valid).sum(axis) / number
+        bands = np.quantile(cuts, _SHOWN, axis=0)
+        result[f"{name}_rebuilt"] = (("quantile", other), bands)
+    result = result.assign_coords(quantile=list(_SHOWN))
+    for what, image in (("measured", counts[0]), ("rebuilt", rebuilt)):
+        result.attrs[f"peak_px_{what}"] = _peak_px(study, image, valid[0], instrument)
+    return result
+
+
+def _peak_px(study: ParticlesStudy, image: Array, valid: NDArray[np.bool_], instrument: InstrumentConfig) -> float:
+    """Pixels between beam and correlation peak on the frame's detector; NaN where there is no peak."""
+    from scatterflow.baselines.cuts import peak_distance
+    from scatterflow.stages.particles.baseline import cuts_of
+
+    found = peak_distance(image[None], valid[None], cuts_of(study))
+    if not bool(found["success"][0]):
+        return float("nan")
+    sine = float(2 * np.pi / found["distance_nm"][0]) / geometry.wavenumber(instrument)
+    column = geometry.columns_px(instrument, np.arcsin(np.array(sine)))
+    return float(column - geometry.foot_px(instrument)[1])
+
+
+def line(summary: dict[str, Any]) -> str:
+    """What is said of a frame, in one line."""
+    told = [
+        f"{name} {entry['value']:.3g} ({entry['low']:.3g} to {entry['high']:.3g}) {entry['unit']}".replace(" 1", "")
+        if entry["unit"] == "1"
+        else f"{name} {entry['value']:.3g} ({entry['low']:.3g} to {entry['high']:.3g}) {entry['unit']}"
+        for name, entry in summary.get("estimates", {}).items()
+    ]
+    return ": ".join([summary["file"], ", ".join([summary["status"], summary["why"], *told])])
+
+
+def result_dataset(frame: ParticleFrame) -> xr.Dataset:
+    """All that was found of a frame, as a NetCDF file keeps it."""
+    assert frame.answer is not None
+    assert frame.samples is not None
+    answer = frame.answer.isel(simulation=0)
+    answer["samples"] = (("sample", "parameter"), frame.samples.values)
+    return answer.assign_coords(parameter=list(frame.samples["parameter"].values)).assign_attrs(
+        file=frame.file, status=frame.status, why=frame.why, radius_unit="nm", made_by=estimates.__name__
+    )

@@ -1,0 +1,304 @@
+"""Studies of kind `particles`: sizes, spacing and disorder of nanoparticles from their GISAXS image."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from scatterflow import artefacts as recording
+from scatterflow import instrument as geometry
+from scatterflow import provenance, sizes
+from scatterflow.config.artefacts import NO_ARTEFACTS, ArtefactsConfig
+from scatterflow.config.instrument import InstrumentConfig
+from scatterflow.config.particle_stages import ParticleForwardConfig
+from scatterflow.config.particles import ParticleSampleConfig
+from scatterflow.config.study import ParticlesConfig
+from scatterflow.errors import ConfigError, SimulationError, StoreError
+from scatterflow.prior import Prior
+from scatterflow.progress import say
+from scatterflow.sizescores import mean_and_width
+from scatterflow.study import Study
+from scatterflow.units import energy_kev
+
+if TYPE_CHECKING:  # torch is only needed where images are made
+    from scatterflow.forward.dwba.tables import Tables
+
+Array = NDArray[np.float64]
+Counts = NDArray[np.float32]
+VIEW = "image"
+QUANTITIES = ("distance_nm", "disorder", "mean_radius_nm", "width_nm")  # what a study is asked for, beside p(R)
+ENGINES = ("dwba", "bornagain")
+_PACKAGES = {"bornagain": "bornagain", "dwba": "torch"}
+_FORWARD = {"bornagain": {"engine"}, "dwba": {"engine", "roughness", "table_tolerance"}}  # what numbers depend on
+SIMULATION_MODULES = (
+    "scatterflow.particles",
+    "scatterflow.sizes",
+    "scatterflow.units",
+    "scatterflow.prior",
+    "scatterflow.seeds",
+    "scatterflow.instrument",
+    "scatterflow.config.particles",
+    "scatterflow.config.sample",
+    "scatterflow.forward.particles",
+    "scatterflow.forward.layers",
+    "scatterflow.forward.dwba",
+    "scatterflow.forward.bornagain",
+    "scatterflow.forward.bornagain_particles",
+)
+RECORDING_MODULES = ("scatterflow.artefacts", "scatterflow.observe", "scatterflow.config.artefacts")
+
+
+@dataclass(frozen=True)
+class ParticlesStudy(Study):
+    """A study of kind `particles`."""
+
+    config: ParticlesConfig
+
+    @cached_property
+    def prior(self) -> Prior:
+        """Prior of spacing, disorder, size modes, aspect ratio and layers (see `sizes.particle_prior`)."""
+        return sizes.particle_prior(self.config.sample, self.seed)
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The one view: the image."""
+        return (VIEW,)
+
+    def coordinates(self, view: str) -> dict[str, Any]:
+        """Coordinates of the view's rows and columns."""
+        return geometry.coordinates(self.config.instrument, view)
+
+    @property
+    def energy_kev(self) -> float:
+        """Photon energy [keV] of the instrument, at which all materials are taken."""
+        return energy_kev(self.config.instrument.wavelength_nm)
+
+    def simulate(
+        self, theta: xr.DataArray, engine: str | None = None, views: tuple[str, ...] | None = None
+    ) -> xr.Dataset:
+        """Expected counts `image` (simulation, z_image, y_image), float32, without background and artefacts.
+
+        `theta` is (simulation, parameter) in physical units. Raises SimulationError (naming the row) and ConfigError.
+        """
+        for view in views or ():
+            if view != VIEW:
+                raise ConfigError("view", f"must be {VIEW!r}", repr(view))
+        values = self.prior.values(theta)
+        counts = self.expected(values, engine)
+        simulation = theta["simulation"].values if "simulation" in theta.coords else np.arange(len(values))
+        result = xr.Dataset(coords={"simulation": simulation}, attrs={"study": self.name, "kind": self.kind})
+        result = result.assign_coords(self.coordinates(VIEW))
+        attrs = {"units": "counts", "long_name": f"expected counts of view {VIEW}"}
+        result[VIEW] = (("simulation", f"z_{VIEW}", f"y_{VIEW}"), counts, attrs)
+        return result
+
+    def expected(self, theta: ArrayLike, engine: str | None = None) -> Counts:
+        """Expected counts (simulation, z, y) of parameters `theta` (simulation, parameter)."""
+        values = self.prior.values(np.asarray(theta, dtype=np.float64))
+        chosen = engine or self.config.forward.engine
+        if chosen not in ENGINES:
+            raise ConfigError("engine", f"must be one of {list(ENGINES)}", repr(engine))
+        rows, columns, (z, y) = _samples(self.config.instrument)
+        per_image = 8 * len(rows) * len(columns)
+        step = max(1, self.config.forward.batch_bytes // (4 * per_image))
+        result = np.empty((len(values), len(rows) // z, len(columns) // y), dtype=np.float32)
+        compute = self._by_bornagain if chosen == "bornagain" else self._by_dwba
+        for start in range(0, len(values), step):
+            images = compute(values[start : start + step], rows, columns)
+            # sums of the samples of a bin, each of which stands for its part of it
+            result[start : start + step] = images.reshape(len(images), len(rows) // z, z, -1, y).sum((2, 4))
+        wrong = ~np.isfinite(result).all((1, 2))
+        if wrong.any():
+            raise SimulationError(f"counts of row {int(np.argmax(wrong))}", "must be finite", "NaN or infinity")
+        return result
+
+    def _by_bornagain(self, theta: Array, rows: Array, columns: Array) -> Array:
+        from scatterflow.forward import bornagain_particles
+
+        sample = self.config.sample
+        return bornagain_particles.expected_counts(
+            sizes.particles(sample, self.energy_kev),
+            sizes.arrangement(sample, theta),
+            sizes.stack(sample, theta, self.energy_kev),
+            self.config.instrument,
+            np.append(rows[:, 0], rows[-1, 1]),
+            np.append(columns[:, 0], columns[-1, 1]),
+        )
+
+    def _by_dwba(self, theta: Array, rows: Array, columns: Array) -> NDArray[Any]:
+        sample, instrument, forward = self.config.sample, self.config.instrument, self.config.forward
+        arrangement, stack = sizes.arrangement(sample, theta), sizes.stack(sample, theta, self.energy_kev)
+        if sample.layer:
+            from scatterflow.forward.dwba import particles
+
+            told = sizes.particles(sample, self.energy_kev)
+            return particles.expected_counts(told, arrangement, stack, instrument, rows, columns, forward.roughness)
+        from scatterflow.forward.dwba import tables
+        from scatterflow.forward.dwba.diffuse import diffuse_counts
+
+        images = tables.expected_counts(self.table, arrangement, stack)
+        if forward.roughness:
+            images += diffuse_counts(stack, instrument, rows, columns)
+        return images
+
+    @property
+    def table(self) -> Tables:
+        """Form factors of the study's particles in the pixels of its view: made once, kept in a file, used again."""
+        config = self.config
+        return _table(_Key(config.sample, config.instrument, config.forward), self.energy_kev)
+
+    def size_distribution(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
+        """p(R): shares of the particles' number by radius, (simulation, radius) [nm], sum 1."""
+        return sizes.size_distribution(self.config.sample, theta)
+
+    def size_height_distribution(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
+        """p(R, height): shares by radius and aspect ratio, (simulation, radius, aspect_ratio), sum 1."""
+        return sizes.size_height_distribution(self.config.sample, theta)
+
+    def quantities(self, theta: xr.DataArray | ArrayLike) -> dict[str, Array]:
+        """QUANTITIES (...,) of parameters (..., parameter): spacing, disorder, mean and standard deviation of p(R) [nm].
+
+        Without `disorder` where the prior has none.
+        """
+        values = self.prior.values(theta)
+        flat = values.reshape(-1, values.shape[-1])
+        found = {name: flat[:, self.prior.names.index(name)] for name in QUANTITIES[:2] if name in self.prior.names}
+        p = self.size_distribution(flat)
+        found["mean_radius_nm"], found["width_nm"] = mean_and_width(p.values, p["radius"].values)
+        return {name: each.reshape(values.shape[:-1]) for name, each in found.items()}
+
+    @cached_property
+    def frame(self) -> recording.Frame:
+        """The view as artefacts see it."""
+        return recording.frame(self.config.instrument, VIEW)
+
+    def observe(
+        self, counts: xr.Dataset, seed: int | None = None, draw: int = 0, config: ArtefactsConfig | None = None
+    ) -> xr.Dataset:
+        """Recorded counts `image` and `mask_image` (True = valid), both (simulation, z_image, y_image).
+
+        Artefacts and noise of simulation `i` depend on (seed, draw, i) only; `config` takes the place of the study's
+        artefacts.
+        """
+        own = self.config.artefacts if config is None else config
+        return recording.observe(counts, self.frame, own, self.seed if seed is None else seed, draw)
+
+    def preprocess(self, noisy: xr.Dataset) -> xr.Dataset:
+        """What estimators eat: the counts and their mask; each scales them in its own way."""
+        return noisy[[VIEW, f"mask_{VIEW}"]]
+
+    def artefacts_with(self, total_counts: float, artefacts: bool = True) -> ArtefactsConfig:
+        """The study's artefacts, or noise alone, at exactly `total_counts` of the sample's scattering in the view."""
+        own = self.config.artefacts if artefacts else NO_ARTEFACTS
+        return own.model_copy(update={"total_counts": (total_counts, total_counts)})
+
+    @property
+    def simulation_modules(self) -> tuple[str, ...]:
+        """The modules whose code determines the stored counts."""
+        return SIMULATION_MODULES
+
+    @property
+    def engine(self) -> tuple[str, str]:
+        """Engine of the simulations, and the package that computes the counts."""
+        return self.config.forward.engine, _PACKAGES[self.config.forward.engine]
+
+    def engines_hash(self) -> str:
+        """Hash of code and versions of all engines: what a comparison of them depends on."""
+        return provenance.digest([provenance.versions(_PACKAGES.values()), provenance.source_hash(*SIMULATION_MODULES)])
+
+    def simulation_facts(self) -> dict[str, Any]:
+        """The options that determine the stored counts."""
+        config = self.config
+        return {
+            "instrument": config.instrument.model_dump(mode="json", exclude={"masked", "saturation"}),
+            "sample": config.sample.model_dump(mode="json"),
+            "forward": config.forward.model_dump(mode="json", include=_FORWARD[config.forward.engine]),
+        }
+
+    def feature_facts(self) -> dict[str, Any]:
+        """The options that determine the features, beside those of the simulations."""
+        return {
+            "masked": self.config.instrument.model_dump(mode="json")["masked"],
+            "artefacts": self.config.artefacts.model_dump(mode="json"),
+            "source": provenance.source_hash(*RECORDING_MODULES),
+        }
+
+    def stage_options(self, stage: str, model: str | None) -> dict[str, Any]:
+        """The options that a stage after `preprocess` reads, as plain JSON: a change in any of them re-runs it."""
+        config = self.config.model_dump(mode="json")
+        if stage == "cross-check":
+            checked = {name: config["forward"][name] for name in ("cross_check", "tolerance")}
+            return {"identity": self.simulation_identity(), "engines": self.engines_hash(), **checked}
+        if stage == "sweep":
+            from scatterflow.trials import sweep_identity, trials  # they need studies
+
+            return {"trials": sweep_identity(trials(self))}
+        if stage == "train":
+            assert model is not None
+            inference = {name: value for name, value in config["inference"].items() if name != "frames"}
+            return {"model": config["models"][model], "inference": inference}
+        if stage == "baseline":
+            return {"baselines": config["baselines"], "evaluation": config["evaluation"]}
+        if stage == "infer":
+            return {"inference": config["inference"], "evaluation": config["evaluation"]}
+        return {"evaluation": config["evaluation"]}
+
+
+def _samples(instrument: InstrumentConfig) -> tuple[Array, Array, tuple[int, int]]:
+    """Edges (sample, 2) of the rows and columns at which images are computed, and their number per bin (z, y)."""
+    view = geometry.view(instrument, VIEW)
+    bins = geometry.axes(view)
+    z, y = view.sampling[0], int(view.sampling[1])
+    return _split(bins.z, z), _split(bins.y, y), (z, y)
+
+
+def _split(bins: Array, number: int) -> Array:
+    """Each bin (bin, 2) in `number` equal parts (bin x number, 2)."""
+    edges = np.linspace(bins[:, 0], bins[:, 1], number + 1, axis=1)
+    return np.stack([edges[:, :-1], edges[:, 1:]], axis=-1).reshape(-1, 2)
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What a table depends on; compared by its text."""
+
+    sample: ParticleSampleConfig
+    instrument: InstrumentConfig
+    forward: ParticleForwardConfig
+
+    def text(self) -> str:
+        """All of it, as one text."""
+        return "".join(part.model_dump_json() for part in (self.sample, self.instrument, self.forward))
+
+    def __hash__(self) -> int:
+        return hash(self.text())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self.text() == other.text()
+
+
+@lru_cache(maxsize=2)
+def _table(key: _Key, energy_kev: float) -> Tables:
+    from scatterflow.forward.dwba import tables, tables_file
+
+    told = sizes.particles(key.sample, energy_kev)
+    rows, columns, _ = _samples(key.instrument)
+    arguments = told, key.instrument, rows, columns, key.forward.table_tolerance
+    try:
+        return tables_file.kept(tables_folder() / f"{provenance.digest(key.text())[:32]}.safetensors", *arguments)
+    except StoreError as error:
+        say(f"the table of form factors is not kept: {error}")
+        return tables.tables(*arguments)
+
+
+def tables_folder() -> Path:
+    """Where tables of form factors are kept: SCATTERFLOW_CACHE, default .cache/scatterflow of the home folder."""
+    given = os.environ.get("SCATTERFLOW_CACHE")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scatterflow"

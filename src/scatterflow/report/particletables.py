@@ -1,0 +1,189 @@
+"""Tables on estimates of particles, from the figures of merit of `stages.particles.evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scatterflow.particles import QUANTITIES
+from scatterflow.report.figures.particles import SYMBOLS, UNITS, quantity
+from scatterflow.report.mapwords import upper
+from scatterflow.report.numbers import NONE, level, percent, seconds, significant
+from scatterflow.report.tables import Table
+
+Found = Mapping[str, Any]
+RELATIVE = ("distance_nm", "width_nm")  # their errors are told as shares
+OFF = "off"  # marks a coverage that is not what the intervals promise
+CONFIDENCE = "99 %"  # of the intervals around shares
+
+
+def error(name: str, entry: Found | None) -> str:
+    """Median error of a quantity, relative or with its unit."""
+    value = (entry or {}).get("median_relative_error" if name in RELATIVE else "median_error")
+    if value is None:
+        return NONE
+    unit = UNITS[name]
+    return percent(value) if name in RELATIVE else f"{significant(value, 2)}{f' {unit}' if unit else ''}"
+
+
+def holds(entry: Found | None, nominal: float) -> bool | None:
+    """Whether coverage may be what the intervals promise; None where there are no intervals."""
+    if not entry or entry.get("coverage") is None:
+        return None
+    return bool(entry["coverage_low"] <= nominal <= entry["coverage_high"])
+
+
+def share(entry: Found | None, name: str) -> str:
+    """A share with its interval: `67.1 % (64.3 to 69.8)`."""
+    if not entry or entry.get(name) is None:
+        return NONE
+    low, high = (f"{100 * entry[f'{name}_{end}']:.1f}" for end in ("low", "high"))
+    return f"{percent(entry[name])} ({low} to {high})"
+
+
+def nanometres(merit: Found) -> str:
+    """Median Wasserstein distance of p(R) from the truth."""
+    apart = (merit.get("wasserstein_nm") or {}).get("median")
+    return NONE if apart is None else f"{significant(apart, 2)} nm"
+
+
+def known(estimators: Found) -> list[str]:
+    """Quantities that any estimator tells."""
+    return [name for name in QUANTITIES if any(name in entry["test"] for entry in estimators.values())]
+
+
+def errors(found: Found, labels: Mapping[str, str]) -> Table:
+    """Median errors of every estimator on the test images, the human round robin below."""
+    estimators, names = found["estimators"], known(found["estimators"])
+    rows = []
+    for name, entry in estimators.items():
+        test = entry["test"]
+        over = test.get("wasserstein_over_uniform")
+        rows.append(
+            [labels[name], nanometres(test), NONE if over is None else f"{over:.2f}",
+             *(error(each, test.get(each)) for each in names), f"{test['n']:,}",
+             seconds(entry.get("seconds_per_image"))]
+        )  # fmt: skip
+    robin = found.get("round_robin_width_error")
+    if robin is not None and "width_nm" in names:
+        cells = [f"within {level(robin)}" if name == "width_nm" else NONE for name in names]
+        rows.append(["people: half of 46 analysts", NONE, NONE, *cells, NONE, NONE])
+    heads = ["estimator", "p(R) off by", "over no measurement", *(SYMBOLS[name] for name in names), "images", "time / image"]  # fmt: skip
+    total = (found.get("sets", {}).get("test") or {}).get("total_counts")
+    counts = f" at {total:,.0f} counts" if total is not None else ""
+    notes = [
+        f"Median errors on simulated images with artefacts{counts}, which trained nothing; the slow fit sees the first ones "
+        "only. p(R): one-dimensional Wasserstein distance from the truth, and over that of the uniform distribution. Errors "
+        "of D and of the width (standard deviation of p(R)) are relative.",
+    ]
+    if robin is not None:
+        notes.append(
+            f"People: in a round robin half of the widths that 46 analysts found agreed within {level(robin)} "
+            "(arXiv 2303.03772)."
+        )
+    return Table("Errors on the test images", heads, rows, notes)
+
+
+def coverage(found: Found, labels: Mapping[str, str]) -> Table | None:
+    """Share of truths within the intervals; marked where it is not what these promise."""
+    nominal, rows = found["interval"], []
+    names = known(found["estimators"])
+    for name, entry in found["estimators"].items():
+        cells = []
+        for each in names:
+            part = entry["test"].get(each)
+            mark = f", {OFF}" if holds(part, nominal) is False else ""
+            cells.append(share(part, "coverage") + mark)
+        if any(cell != NONE for cell in cells):
+            rows.append([labels[name], *cells])
+    if not rows:
+        return None
+    notes = [
+        f"Share of truths within the {level(nominal)} intervals, with its {CONFIDENCE} binomial interval. {upper(OFF)}: this "
+        f"does not hold {level(nominal)}."
+    ]
+    return Table(f"Coverage of the {level(nominal)} intervals", ["estimator", *(SYMBOLS[n] for n in names)], rows, notes)  # fmt: skip
+
+
+def beyond(found: Found, labels: Mapping[str, str]) -> Table | None:
+    """What becomes of the intervals beyond the prior's disorder, and how many images are called outside."""
+    names, rows = known(found["estimators"]), []
+    for name, entry in found["estimators"].items():
+        far = entry.get("beyond")
+        if not far:
+            continue
+        wider = far.get("width_over_test", {})
+        if not wider and far.get("outside") is None:
+            continue
+        cells = [NONE if wider.get(each) is None else f"{wider[each]:.2f}" for each in names]
+        rows.append([labels[name], *cells, share(far, "outside"), share(entry["test"], "outside")])
+    if not rows:
+        return None
+    n = (found.get("sets", {}).get("beyond") or {}).get("n")
+    notes = [
+        f"Median width of the intervals over that on the test images{f', n = {n:,}' if n else ''}. Called outside: by the "
+        f"verdict, with {CONFIDENCE} binomial intervals."
+    ]
+    heads = ["estimator", *(f"{SYMBOLS[name]}: width" for name in names), "called outside", "of the test images"]
+    return Table("Beyond the prior's disorder", heads, rows, notes)
+
+
+def ablation(found: Found, pair: Sequence[str], labels: Mapping[str, str]) -> Table:
+    """Errors and coverage of models trained with and without artefacts, on the same test images."""
+    names = known(found["estimators"])
+    rows = []
+    for number, name in enumerate(pair):
+        test = found["estimators"][name]["test"]
+        rows.append(
+            [f"{labels[name]}, {'without' if number else 'with'} artefacts", nanometres(test),
+             *(error(each, test.get(each)) for each in names),
+             *(share(test.get(each), "coverage") for each in names), share(test, "outside")]
+        )  # fmt: skip
+    heads = [
+        "trained", "p(R) off by", *(SYMBOLS[each] for each in names), *(f"{SYMBOLS[each]}: held" for each in names),
+        "called outside",
+    ]  # fmt: skip
+    return Table("With and without artefacts", heads, rows, ["The same test images, which have artefacts."])
+
+
+def frames(summaries: Sequence[Found]) -> Table:
+    """Verdict and answers of every real frame; in parentheses where they mean nothing."""
+    names = [name for name in QUANTITIES if any(name in (entry.get("estimates") or {}) for entry in summaries)]
+    scores = list(dict.fromkeys(name for entry in summaries for name in entry.get("scores") or {}))
+    rows = []
+    for entry in summaries:
+        trusted = entry["status"] == "ok"
+        cells = [_bracketed(interval((entry.get("estimates") or {}).get(name)), trusted) for name in names]
+        peak = entry.get("peak") or {}
+        cells += [_pixels(peak.get(f"peak_px_{what}")) for what in ("measured", "rebuilt")]
+        cells += [_score((entry.get("scores") or {}).get(name)) for name in scores]
+        rows.append([str(entry["file"]), str(entry["set"]), str(entry["status"]), *cells, str(entry["why"])])
+    heads = [
+        "frame", "set", "verdict", *(quantity(name) for name in names), "peak measured / px", "peak rebuilt / px",
+        *(f"{name} score (threshold)" for name in scores), "why",
+    ]  # fmt: skip
+    notes = [
+        "Medians with the ends of their intervals; in parentheses: answers on frames that are outside, which mean nothing. "
+        "Peak: of correlation, in the in-plane cut, in pixels of the frame's own detector from the beam."
+    ]
+    return Table("Verdict and answers per frame", heads, rows, notes)
+
+
+def interval(entry: Found | None) -> str:
+    """`12.3 [11.9, 12.8]`."""
+    if not entry or entry.get("value") is None:
+        return NONE
+    value, low, high = (significant(entry[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _bracketed(text: str, trusted: bool) -> str:
+    return text if trusted or text == NONE else f"({text})"
+
+
+def _pixels(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
+
+
+def _score(entry: Found | None) -> str:
+    return f"{significant(entry['value'])} ({significant(entry['threshold'])})" if entry else NONE

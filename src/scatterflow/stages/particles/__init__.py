@@ -1,0 +1,1 @@
+"""Stages that are of kind `particles` alone."""
