@@ -77,9 +77,9 @@ say "4/4 scatterflow itself, and byte code of what it uses (about 15 s left)"
 pip install $quiet --no-deps --no-build-isolation --editable .
 # uv writes no byte code, and with PYTHONDONTWRITEBYTECODE set, as in many containers, nobody would: every process of a run
 # would compile all it imports. Importing it here compiles that and nothing else; two processes, as their parts are disjoint.
-import() { env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 "$venv/bin/python" -c "$1" || say "'scatterflow doctor' says what is wrong"; }
-import 'import lightning.pytorch, sklearn.decomposition, snakemake.cli' &
-import 'import pkgutil, scatterflow
+byte_code() { env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 "$venv/bin/python" -c "$1" || say "'scatterflow doctor' says what is wrong"; }
+byte_code 'import lightning.pytorch, sklearn.decomposition, snakemake.cli' &
+byte_code 'import pkgutil, scatterflow
 for module in pkgutil.walk_packages(scatterflow.__path__, "scatterflow."): __import__(module.name)'
 wait
 printf '%s\n' "$PWD" >"$stamp"

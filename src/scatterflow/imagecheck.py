@@ -4,6 +4,8 @@
 `predictive`: images of posterior samples, each with the scale and even background that fit best; the residuals over
 counting noise and a tenth of the image (artefacts are not in it), squared, cut at 16 (streaks and tails are somewhere),
 averaged over the bins, median of the samples.
+`border`: share of the posterior within the uppermost `BORDER` of the prior's disorder: more disorder than the model knows
+looks to it like the most that it knows.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ Array = NDArray[np.float64]
 _COARSE = (16, 20)  # bins (z, y) at most of the features' image
 _FLOOR = 0.5  # counts per coarse bin below which a logarithm says nothing
 _ARTEFACTS = 0.1  # relative deviation that artefacts may cause
+BORDER = 0.03  # of the range of disorder
 _CUT = 16.0  # squared residuals beyond this count as this
 _ROWS = 32  # images whose posterior samples are simulated at once
 
@@ -76,7 +79,7 @@ def fitted(expected: NDArray[Any], counts: NDArray[Any], valid: NDArray[np.bool_
     m *= total[:, None, None]
     model = n  # weights are those of the data first, of the model then
     for _ in range(2):
-        weight = valid / _variance(model)
+        weight = valid / variance(model)
         s = {key: (weight * a * b).sum((1, 2)) for key, (a, b) in _products(m, n).items()}
         size = np.maximum(s["mm"] * s["11"] - s["m1"] ** 2, 1e-12 * s["mm"] * s["11"])
         scale = (s["mn"] * s["11"] - s["1n"] * s["m1"]) / size
@@ -86,11 +89,12 @@ def fitted(expected: NDArray[Any], counts: NDArray[Any], valid: NDArray[np.bool_
             np.where(scale < 0, s["1n"] / s["11"], np.maximum(level, 0)),
         )
         model = scale[:, None, None] * m + level[:, None, None]
-    score = (np.minimum((n - model) ** 2 / _variance(model), _CUT) * valid).sum((1, 2)) / np.maximum(valid.sum((1, 2)), 1)
+    score = (np.minimum((n - model) ** 2 / variance(model), _CUT) * valid).sum((1, 2)) / np.maximum(valid.sum((1, 2)), 1)
     return Fitted(model, scale * total, level, score)
 
 
-def _variance(model: Array) -> Array:
+def variance(model: Array) -> Array:
+    """Squared deviation that noise and artefacts may cause of counts `model`."""
     return np.asarray(np.maximum(model, 1) + (_ARTEFACTS * model) ** 2)
 
 
@@ -116,4 +120,14 @@ def scores(
 ) -> dict[str, Array]:
     """Both scores (simulation,) of recorded images, by name as `verdict.judge` wants them."""
     draws = samples.isel(sample=slice(0, study.config.inference.predictive_draws))
-    return {"features": known.score(coarse(recorded)), "predictive": predictive(study, draws, recorded)}
+    found = {"features": known.score(coarse(recorded)), "predictive": predictive(study, draws, recorded)}
+    return found | border(study, samples)
+
+
+def border(study: ParticlesStudy, samples: xr.DataArray) -> dict[str, Array]:
+    """The score `border` (simulation,) of posterior `samples` (observation, sample, parameter), where there is disorder."""
+    if "disorder" not in study.prior.names:
+        return {}
+    high, low = study.config.sample.disorder[1], study.config.sample.disorder[0]
+    drawn = samples.values[..., study.prior.names.index("disorder")]
+    return {"border": (drawn > high - BORDER * (high - low)).mean(axis=1)}

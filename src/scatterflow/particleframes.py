@@ -59,7 +59,8 @@ class ParticleFrame:
         }
         found["scores"] = self.scores
         if self.shown is not None:
-            found["peak"] = {key: self.shown.attrs[key] for key in ("peak_px_measured", "peak_px_rebuilt")}
+            places = {key: float(self.shown.attrs[key]) for key in ("peak_px_measured", "peak_px_rebuilt")}
+            found["peak"] = {key: value if np.isfinite(value) else None for key, value in places.items()}
         return found
 
 
@@ -88,7 +89,7 @@ def _answer(
     study = model.study
     check_horizon(name, instrument)
     recorded = to_views(frame, instrument, study.config.instrument, (VIEW,), study.config.artefacts.min_valid_share)
-    features = study.preprocess(recorded)
+    features = study.seen(recorded)
     _check_counts(name, features)
     settings = study.config.inference
     samples = model.posterior(features).sample(settings.samples, seed)

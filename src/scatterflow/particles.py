@@ -190,6 +190,13 @@ class ParticlesStudy(Study):
         own = self.config.artefacts if config is None else config
         return recording.observe(counts, self.frame, own, self.seed if seed is None else seed, draw)
 
+    def seen(self, recorded: xr.Dataset) -> xr.Dataset:
+        """Features of a real frame's image: what the study masks in its own view is masked there, too."""
+        features = self.preprocess(recorded).copy()
+        known = self.frame.share >= self.config.artefacts.min_valid_share
+        mask = features[f"mask_{VIEW}"] & known
+        return features.assign({VIEW: features[VIEW].where(mask, 0), f"mask_{VIEW}": mask})
+
     def preprocess(self, noisy: xr.Dataset) -> xr.Dataset:
         """What estimators eat: the counts and their mask; each scales them in its own way."""
         return noisy[[VIEW, f"mask_{VIEW}"]]

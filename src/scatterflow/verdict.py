@@ -149,7 +149,8 @@ def thresholds(scores: dict[str, Array], false_alarm_rate: float) -> dict[str, d
 
 _MEANING = {
     "features": "it looks like no simulation of the study",
-    "predictive": "simulations from its own posterior do not reproduce its profile",
+    "predictive": "simulations from its own posterior do not reproduce it",
+    "border": "its disorder lies at the upper end of what the model knows, or beyond",
 }
 
 

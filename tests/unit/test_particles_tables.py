@@ -5,15 +5,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from scatterflow import instrument as geometry
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import ConfigError, SimulationError, StoreError
 from scatterflow.forward.dwba import tables_file
+from scatterflow.forward.dwba.engine import interfaces_of
 from scatterflow.forward.dwba.formfactors import SHAPES, Shape, heights
+from scatterflow.forward.dwba.fresnel import reflection
 from scatterflow.forward.dwba.particles import expected_counts
 from scatterflow.forward.dwba.tables import Tables, tables
 from scatterflow.forward.dwba.tables import expected_counts as by_tables
-from scatterflow.forward.particles import Arrangement, Interference, Particles, Stack
+from scatterflow.forward.dwba.tables_nodes import decomposed
+from scatterflow.forward.dwba.tables_structure import excess
+from scatterflow.forward.dwba.tables_waves import reflected
+from scatterflow.forward.particles import Arrangement, Interference, Particles, Stack, Transient, structure_factor
 
 SIMULATIONS, SIZES = 3, 12
 # 40 x 56 pixels up to 1.4 deg and 1.6 deg beside the beam, which is off the middle: both sides come from the same nodes
@@ -57,6 +64,39 @@ def test_images_are_those_of_the_reference(shape: Shape, interference: Interfere
     assert theirs.max() / theirs.min() > 1e4  # a claim over four decades
     assert np.median(wrong) < 1e-6
     assert wrong.max() < 1e-3
+
+
+@pytest.mark.parametrize("transient", ["tanh", "erf"])
+def test_reflection_is_that_of_the_engine(transient: Transient) -> None:
+    """From the horizon to far beyond the critical angles, with a smooth interface among the rough ones."""
+    layers = drawn()[1].layers.copy()
+    layers[0, 1, 3] = 0.0
+    stack = Stack(layers, transient)
+    k, sines = geometry.wavenumber(INSTRUMENT), np.sin(np.radians(np.geomspace(0.01, 3, 200)))
+    *_, solvable = interfaces_of(torch.from_numpy(layers), torch.from_numpy(sines), k, 0.5, transient)
+    theirs = reflection(solvable)
+    wrong = np.abs(reflected(stack, layers, k, sines) - torch.complex(theirs.re, theirs.im).numpy())
+    assert wrong.max() < 2e-6
+    assert np.median(wrong) < 2e-7
+
+
+def test_structure_factors_are_those_of_the_engine() -> None:
+    """Between the sharp ridge at the beam and where nothing is left of it."""
+    arrangement, q = drawn()[0], np.geomspace(1e-3, 3, 500)
+    theirs = structure_factor(gold("sphere"), arrangement, q)
+    assert 1 + excess(gold("sphere"), arrangement, q) == pytest.approx(theirs, rel=3e-6, abs=3e-7)
+
+
+def test_nodes_are_as_many_as_functions_are_independent() -> None:
+    """Polynomials of degree 5 follow from 6 places; noise from no fewer than all."""
+    rng = np.random.default_rng(1)
+    some = rng.normal(size=(300, 6)) @ np.linspace(-1, 1, 50) ** np.arange(6)[:, None]
+    nodes, between = decomposed(some, np.full(some.shape, 1e-9))
+    assert len(nodes) == 6
+    assert some[:, nodes] @ between == pytest.approx(some, abs=1e-9)
+    noise = rng.normal(size=(300, 50))
+    nodes, between = decomposed(noise, np.full(noise.shape, 1e-9))
+    assert (noise[:, nodes] @ between == noise).all()
 
 
 def test_few_columns_are_their_own_nodes() -> None:

@@ -14,6 +14,7 @@ rule run_baselines:
         f"{RESULTS}/{{study}}/logs/run_baselines.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/run_baselines.tsv"
+    priority: 40
     conda:
         "../../envs/environment.cpu.yaml"
     threads: 1

@@ -161,12 +161,6 @@ def image_of(rule):
     return None if fans_out(rule) else IMAGE
 
 
-def cores_used(wildcards):
-    """Cores for a stage after the training: those of nanodiffraction use one, and so run beside the trainings of others."""
-    one = RUN.studies[wildcards.study].kind == "nanodiffraction"
-    return 1 if one else workflow.cores
-
-
 def of_each_study(pattern):
     """`pattern` below the results, for every study."""
     return expand(f"{RESULTS}/{pattern}", study=RUN.studies)

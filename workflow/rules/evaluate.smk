@@ -17,9 +17,10 @@ rule evaluate_study:
         f"{RESULTS}/{{study}}/logs/evaluate_study.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/evaluate_study.tsv"
+    priority: 20
     conda:
         "../../envs/environment.cpu.yaml"
-    threads: cores_used
+    threads: 1
     resources:
         mem_mb=6000,
         runtime=240,

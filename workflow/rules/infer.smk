@@ -16,9 +16,10 @@ rule infer_posterior:
         f"{RESULTS}/{{study}}/logs/infer_posterior.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/infer_posterior.tsv"
+    priority: 30
     conda:
         "../../envs/environment.cpu.yaml"
-    threads: cores_used
+    threads: 1  # small matrices, which gain nothing from more; what waits for all cores waits for every training
     resources:
         mem_mb=6000,
         runtime=240,

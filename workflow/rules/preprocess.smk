@@ -14,7 +14,7 @@ rule preprocess_study:
         f"{RESULTS}/{{study}}/logs/preprocess_study.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/preprocess_study.tsv"
-    priority: 20
+    priority: 1000
     localrule: fans_out("preprocess_study")
     conda:
         "../../envs/environment.cpu.yaml"

@@ -12,7 +12,7 @@ rule simulate_study:
         f"{RESULTS}/{{study}}/logs/simulate_study.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/simulate_study.tsv"
-    priority: 30
+    priority: 2000
     localrule: fans_out("simulate_study")
     conda:
         "../../envs/environment.cpu.yaml"

@@ -1,5 +1,6 @@
 # One job per model; several run side by side. A GPU and more cores come from the profile. Trainings take longest: they
-# begin before what may run beside them (`priority`), and what they wait for before that.
+# begin before what may run beside them (`priority`), and what they wait for before that, for every study: it uses all
+# cores, and would wait for the trainings of others. The scheduler adds the priorities of the jobs that fit together.
 rule train:
     input:
         made_by("train"),
@@ -15,7 +16,7 @@ rule train_model:
         f"{RESULTS}/{{study}}/logs/train_model.{{model}}.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/train_model.{{model}}.tsv"
-    priority: 10
+    priority: 50
     conda:
         "../../envs/environment.gpu.yaml"
     threads: 1

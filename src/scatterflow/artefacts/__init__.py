@@ -25,8 +25,8 @@ Counts = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Indices = NDArray[np.integer[Any]]
 
-# Pixels that are worked on at once. About ten arrays of them exist at a time: below 100 MB.
-_BLOCK = 2**20
+# Pixels that are worked on at once. About ten arrays of them exist at a time: they stay in the processor's cache.
+_BLOCK = 2**17
 
 
 def observe(counts: xr.Dataset, of: Frame, config: ArtefactsConfig, seed: int, draw: int = 0) -> xr.Dataset:

@@ -8,6 +8,7 @@ enters across the border is taken as even as the outermost bin.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,17 +27,28 @@ def redistribution(edges: Array, centre: float, shift: Array, stretch: Array, si
     Position p goes to centre + shift + (p - centre) (1 + stretch) and is blurred by a Gaussian of the variance
     sigma^2 + (relative (p - centre))^2; `shift`, `stretch`, `sigma` and `relative` are (simulation,).
     """
+    bins = len(edges) - 1
     moved = (edges - centre) * (1 + stretch[:, None])
     deviation = np.hypot(sigma[:, None], relative[:, None] * moved)
     moved += centre + shift[:, None]
     width = np.diff(moved, axis=1)
+    # a bin's counts go no further than this many bins: only these shares are computed, all others are 0
+    furthest = np.abs(moved - edges).max(initial=0) + _REACH * deviation.max(initial=0)
+    reach = min(1 + math.ceil(furthest / np.diff(edges).min()), bins - 1)
     beyond = edges[-1] - edges[0]  # the outermost bins go on for the length of the view
     moved[:, 0] -= beyond
     moved[:, -1] += beyond
-    integral = _integral(edges[:, None] - moved[:, None, :], deviation[:, None, :])
-    shares = -np.diff(np.diff(integral, axis=1), axis=2) / width[:, None, :]
-    shares[shares < _ROUNDING] = 0.0
-    return np.asarray(shares)
+    old = np.arange(bins + 1)[:, None] + np.arange(-reach - 1, reach + 2)  # old edges near each new one
+    near = old.clip(0, bins)
+    integral = _integral(edges[:, None] - moved[:, near], deviation[:, near])
+    inside = integral[:, 1:, :-1] - integral[:, :-1, 1:]  # of each new bin, up to each old edge near it
+    new, place = np.nonzero((old[:-1, 1:-1] >= 0) & (old[:-1, 1:-1] < bins))
+    source = old[new, place + 1]
+    share = -(inside[:, new, place + 1] - inside[:, new, place]) / width[:, source]
+    share[share < _ROUNDING] = 0.0
+    shares = np.zeros((len(moved), bins, bins))
+    shares[:, new, source] = share
+    return shares
 
 
 def apply(rows: Array, columns: Array, image: NDArray[np.float32]) -> NDArray[np.float32]:

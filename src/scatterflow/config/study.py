@@ -207,6 +207,14 @@ class ParticlesConfig(StudyConfig):
         """Names of the sets of measured files, and where they come from."""
         return tuple((frames.name, frames.source) for frames in self.inference.frames)
 
+    @property
+    def methods(self) -> tuple[ParticleMethod, ...]:
+        """Methods to compare with, less those that know nothing of particles inside a layer."""
+        known: set[ParticleMethod] = set(get_args(ParticleMethod)) - (
+            {"cut-fit", "peak"} if self.sample.layer else set()
+        )
+        return tuple(method for method in self.baselines.methods if method in known)
+
     @model_validator(mode="after")
     def _view(self) -> Self:
         instrument = self.instrument

@@ -49,16 +49,25 @@ class MixedPosterior:
 
     def sample(self, n: int, seed: int = 0) -> xr.DataArray:
         """`n` samples per image, (observation, sample, parameter), from the members by turns; see `Posterior.sample`."""
+        prior = self.members[0].prior
+        return xr.DataArray(
+            self.drawn(n, seed),
+            dims=("observation", "sample", "parameter"),
+            coords={"parameter": list(prior.names), "unit": ("parameter", list(prior.units))},
+            name="posterior",
+            attrs={"long_name": "posterior samples", "units": "see coordinate unit", "seed": seed},
+        )
+
+    def drawn(self, n: int, seed: int = 0) -> Array:
+        """The values of `sample`."""
         number = len(self.members)
-        parts = [member.sample((n - k + number - 1) // number, seed) for k, member in enumerate(self.members)]
+        parts = [member.drawn((n - k + number - 1) // number, seed) for k, member in enumerate(self.members)]
         if number == 1:
             return parts[0]
-        first = parts[0]
-        values = np.empty((first.sizes["observation"], n, first.sizes["parameter"]))
+        values = np.empty((len(parts[0]), n, parts[0].shape[2]))
         for k, part in enumerate(parts):
-            values[:, k::number] = part.values
-        attrs = first.attrs | {"long_name": f"posterior samples of {number} networks by turns"}
-        return xr.DataArray(values, dims=first.dims, coords=first.coords, name=first.name, attrs=attrs)
+            values[:, k::number] = part
+        return values
 
     def log_prob(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
         """Natural log density over box-scaled parameters; see `Posterior.log_prob`."""
@@ -152,7 +161,7 @@ class ParticleModel:
         seen = self._seen(features)
         vectors = self._vectors(seen)
         first, second = self._branches(vectors)
-        samples = self._posterior(vectors).sample(n, seed).values
+        samples = self._posterior(vectors).drawn(n, seed)
         found = self._summaries(samples)
         share = self.study.config.inference.interval
         attrs = {"units": "1", "long_name": "share of the particles"}
@@ -236,7 +245,8 @@ class ParticleModel:
 
     def _vectors(self, seen: Iterator[Seen]) -> list[torch.Tensor]:
         """The vectors (image, hidden) of every member."""
-        self.networks.eval()
+        if self.networks.training:
+            self.networks.eval()
         with torch.inference_mode(), limited_threads(self.config.training.threads):
             parts = [[network.describe(*each) for network in self.networks.networks] for each in seen]
         return [torch.cat(each) for each in zip(*parts, strict=True)]
@@ -255,7 +265,7 @@ class ParticleModel:
         """The same with the `factors` at which intervals hold their share of `features` with known `parameters`."""
         theta = self.study.prior.values(features["parameters"])
         plain = replace(self, factors={})
-        found = plain._summaries(plain.posterior(features).sample(n, seed).values)
+        found = plain._summaries(plain.posterior(features).drawn(n, seed))
         share, factors = self.study.config.inference.interval, {}
         for name, truth in self.quantities_of(theta).items():
             median, low, high = (found[name][key] for key in ("median", "low", "high"))

@@ -75,6 +75,16 @@ class Posterior:
         Observation `i` depends on (seed, i) only. Raises ConfigError for a negative `n`, BundleError for a flow that has
         diverged.
         """
+        return xr.DataArray(
+            self.drawn(n, seed),
+            dims=("observation", "sample", "parameter"),
+            coords={"parameter": list(self.prior.names), "unit": ("parameter", list(self.prior.units))},
+            name="posterior",
+            attrs={"long_name": f"posterior samples, mode {self.mode}", "units": "see coordinate unit", "seed": seed},
+        )
+
+    def drawn(self, n: int, seed: int = 0) -> Array:
+        """The values of `sample`."""
         if n < 0:
             raise ConfigError("number of posterior samples", "must not be negative", n)
         observations, parameters = len(self.described), self.flow.parameters
@@ -98,13 +108,7 @@ class Posterior:
             normal[from_prior] = noise[from_prior, :parameters]
             normal = normal.clip(-_LARGEST, _LARGEST)
             values[rows] = self.prior.from_normal(normal).reshape(len(rows), n, parameters)
-        return xr.DataArray(
-            values,
-            dims=("observation", "sample", "parameter"),
-            coords={"parameter": list(self.prior.names), "unit": ("parameter", list(self.prior.units))},
-            name="posterior",
-            attrs={"long_name": f"posterior samples, mode {self.mode}", "units": "see coordinate unit", "seed": seed},
-        )
+        return values
 
     def log_prob(self, theta: xr.DataArray | ArrayLike, draws: int | None = None) -> xr.DataArray:
         """Natural log density over box-scaled parameters; -inf outside the prior's support.

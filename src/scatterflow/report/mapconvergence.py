@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from scatterflow.config.dualbranch import DualBranchConfig
 from scatterflow.config.regressor import DonutConfig, LeanConfig, RegressorConfig
 from scatterflow.report.figures.convergence import Panel, Run, convergence
 from scatterflow.report.gallery import Gallery, Section
@@ -22,7 +23,10 @@ _PHASES = {"lean": "labels", _FRAMES: "frames"}
 
 
 def section(
-    histories: Mapping[str, pd.DataFrame], models: Mapping[str, RegressorConfig], gallery: Gallery, seed: int
+    histories: Mapping[str, pd.DataFrame],
+    models: Mapping[str, RegressorConfig | DualBranchConfig],
+    gallery: Gallery,
+    seed: int,
 ) -> Section:
     """Validation losses of all models against epochs and wall time, a panel per kind of loss, and their table."""
     panels: dict[str, list[Run]] = {}
@@ -51,13 +55,13 @@ def section(
     kinds = joined([f"{', '.join(dict.fromkeys(run.model for run in runs))}: {loss}" for loss, runs in panels.items()])
     notes = [
         f"Losses: {kinds}. Wall time of the epochs alone, on the machine of this run. Within 5 %: when no more than that "
-        "was left of the way from the first validation loss to the best. Validation losses are of frames that train nothing."
+        "was left of the way from the first validation loss to the best. Validation losses are of images that train nothing."
     ]
     table = Table("Convergence", heads, rows, notes)
     return Section("training", "How fast do the trainings converge?", pictures=[picture], tables=[table])
 
 
-def loss_of(config: RegressorConfig, phase: str) -> str:
+def loss_of(config: RegressorConfig | DualBranchConfig, phase: str) -> str:
     """What a model's loss is, with its unit."""
     if isinstance(config, LeanConfig):
         if phase == _FRAMES:
@@ -66,6 +70,8 @@ def loss_of(config: RegressorConfig, phase: str) -> str:
     if isinstance(config, DonutConfig):
         error = "absolute error" if config.recipe == "paper" else "smooth absolute error"
         return f"{error}, decoder x {config.decoder_weight:g}, model x {config.physics_weight:g} / brightest pixel"
+    if isinstance(config, DualBranchConfig):
+        return "minus log posterior density / nats, and the losses of both branches"
     return "squared error / (half of the prior's range)²"
 
 

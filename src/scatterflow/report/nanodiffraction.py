@@ -19,16 +19,14 @@ from scatterflow.report import (
     mapsections,
     maptables,
     mapverdict,
+    spent,
     sweeps,
-    tables,
 )
 from scatterflow.report.costs import study_costs
 from scatterflow.report.figures import maps as drawing
-from scatterflow.report.figures import overview
 from scatterflow.report.gallery import Gallery, Section
 from scatterflow.report.mapsections import Scans
-from scatterflow.report.metrics import Cost, StudyMetrics, Verdict
-from scatterflow.report.numbers import percent, seconds
+from scatterflow.report.metrics import Verdict
 from scatterflow.report.page import StudyPage, Tile
 from scatterflow.report.products import Missing, read_history, read_sweep
 from scatterflow.report.style import estimator_styles
@@ -81,7 +79,7 @@ def page(study: Study, folder: Path, gallery: Gallery) -> StudyPage:
         composed.append(section)
     if costs := study_costs(folder):
         found |= {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
-        composed.append(_costs(costs, gallery))
+        composed.append(spent.section(costs, gallery))
     identity = {"simulations": study.simulation_identity()}
     identity |= {str(key): str(value) for key, value in found.get("identity", {}).items()}
     return StudyPage(
@@ -110,24 +108,6 @@ def _metrics(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not {"headline", "scans", "published"} <= found.keys():
         raise StoreError(str(path), "must hold the figures of merit of maps", remedy=remedy)
     return found
-
-
-def _costs(costs: Mapping[str, Cost], gallery: Gallery) -> Section:
-    """What each rule took."""
-    metrics = StudyMetrics(cost=dict(costs))
-    wall = {
-        name.replace("_", " ").replace(".", " "): entry.seconds
-        for name, entry in tables.in_order(metrics)
-        if entry.seconds is not None
-    }
-    pictures = []
-    if wall:
-        total, longest = sum(wall.values()), max(wall, key=lambda job: wall[job])
-        words = f"{seconds(total)} in all; {longest} takes {percent(wall[longest] / total) if total else 'nothing'}."
-        pictures.append(
-            gallery.add("cost", overview.cost(wall), f"Wall time per job: {words}", f"Wall time per job: {words}")
-        )
-    return Section("cost", "What it cost", pictures=pictures, tables=[tables.cost(metrics, [])])
 
 
 def sections(scans: Scans, found: Mapping[str, Any], gallery: Gallery, seed: int) -> list[Section]:

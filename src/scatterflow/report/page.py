@@ -31,6 +31,8 @@ _SOURCES = {
     "is compared with it in every run; study, network and published figures: Zhdanov et al., arXiv 2210.01543; expert "
     "values: Randolph et al., doi:10.1103/PhysRevResearch.4.033038.",
     "nanodiffraction": "Kind nanodiffraction: forward model, test scan and published figures: DONUT, arXiv 2507.14038.",
+    "particles": "Kind particles: distorted-wave Born approximation as in BornAgain (doi:10.1107/S1600576719016789), which "
+    "every run is compared with; dual-branch network after Zhai et al. 2025; what people reach: arXiv 2303.03772.",
 }
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from scatterflow.particles import QUANTITIES
 from scatterflow.report.figures.particles import SYMBOLS, UNITS, quantity
-from scatterflow.report.mapwords import upper
+from scatterflow.report.mapwords import joined, upper
 from scatterflow.report.numbers import NONE, level, percent, seconds, significant
 from scatterflow.report.tables import Table
+from scatterflow.stages.particles.evaluate import CONFIDENCE
 
 Found = Mapping[str, Any]
 RELATIVE = ("distance_nm", "width_nm")  # their errors are told as shares
 OFF = "off"  # marks a coverage that is not what the intervals promise
-CONFIDENCE = "99 %"  # of the intervals around shares
 
 
 def error(name: str, entry: Found | None) -> str:
@@ -59,22 +59,24 @@ def errors(found: Found, labels: Mapping[str, str]) -> Table:
     for name, entry in estimators.items():
         test = entry["test"]
         over = test.get("wasserstein_over_uniform")
-        rows.append(
-            [labels[name], nanometres(test), NONE if over is None else f"{over:.2f}",
-             *(error(each, test.get(each)) for each in names), f"{test['n']:,}",
-             seconds(entry.get("seconds_per_image"))]
-        )  # fmt: skip
+        apart = nanometres(test) + ("" if over is None else f" ({over:.2f})")
+        told = (error(each, test.get(each)) for each in names)
+        rows.append([labels[name], apart, *told, seconds(entry.get("seconds_per_image"))])
     robin = found.get("round_robin_width_error")
     if robin is not None and "width_nm" in names:
         cells = [f"within {level(robin)}" if name == "width_nm" else NONE for name in names]
-        rows.append(["people: half of 46 analysts", NONE, NONE, *cells, NONE, NONE])
-    heads = ["estimator", "p(R) off by", "over no measurement", *(SYMBOLS[name] for name in names), "images", "time / image"]  # fmt: skip
+        rows.append(["people: half of 46 analysts", NONE, *cells, NONE])
+    heads = ["estimator", "p(R)", *(SYMBOLS[name] for name in names), "time / image"]
     total = (found.get("sets", {}).get("test") or {}).get("total_counts")
     counts = f" at {total:,.0f} counts" if total is not None else ""
+    most = max(entry["test"]["n"] for entry in estimators.values())
+    fewer = [f"{labels[name]}: the first {entry['test']['n']:,}" for name, entry in estimators.items()
+             if entry["test"]["n"] < most]  # fmt: skip
+    number = f"n = {most:,}{f' ({joined(fewer)})' if fewer else ''}"
     notes = [
-        f"Median errors on simulated images with artefacts{counts}, which trained nothing; the slow fit sees the first ones "
-        "only. p(R): one-dimensional Wasserstein distance from the truth, and over that of the uniform distribution. Errors "
-        "of D and of the width (standard deviation of p(R)) are relative.",
+        f"Median errors on simulated images with artefacts{counts}, which trained nothing, "
+        f"{number}. p(R): one-dimensional Wasserstein distance from the truth (and over that of the uniform distribution, "
+        "which measures nothing). Errors of D and of the width (standard deviation of p(R)) are relative.",
     ]
     if robin is not None:
         notes.append(
@@ -99,10 +101,11 @@ def coverage(found: Found, labels: Mapping[str, str]) -> Table | None:
     if not rows:
         return None
     notes = [
-        f"Share of truths within the {level(nominal)} intervals, with its {CONFIDENCE} binomial interval. {upper(OFF)}: this "
-        f"does not hold {level(nominal)}."
+        f"Share of truths in the {level(nominal)} intervals, with its {level(CONFIDENCE)} binomial interval. {upper(OFF)}: "
+        f"this does not hold {level(nominal)}."
     ]
-    return Table(f"Coverage of the {level(nominal)} intervals", ["estimator", *(SYMBOLS[n] for n in names)], rows, notes)  # fmt: skip
+    heads = ["estimator", *(SYMBOLS[name] for name in names)]
+    return Table(f"Coverage of the {level(nominal)} intervals", heads, rows, notes)
 
 
 def beyond(found: Found, labels: Mapping[str, str]) -> Table | None:
@@ -122,7 +125,7 @@ def beyond(found: Found, labels: Mapping[str, str]) -> Table | None:
     n = (found.get("sets", {}).get("beyond") or {}).get("n")
     notes = [
         f"Median width of the intervals over that on the test images{f', n = {n:,}' if n else ''}. Called outside: by the "
-        f"verdict, with {CONFIDENCE} binomial intervals."
+        f"verdict, with {level(CONFIDENCE)} binomial intervals."
     ]
     heads = ["estimator", *(f"{SYMBOLS[name]}: width" for name in names), "called outside", "of the test images"]
     return Table("Beyond the prior's disorder", heads, rows, notes)
@@ -146,27 +149,25 @@ def ablation(found: Found, pair: Sequence[str], labels: Mapping[str, str]) -> Ta
     return Table("With and without artefacts", heads, rows, ["The same test images, which have artefacts."])
 
 
-def frames(summaries: Sequence[Found]) -> Table:
-    """Verdict and answers of every real frame; in parentheses where they mean nothing."""
+def frames(summaries: Sequence[Found], called: Sequence[str]) -> list[Table]:
+    """Answers on the real frames, with short names, in parentheses where they mean nothing; then why."""
     names = [name for name in QUANTITIES if any(name in (entry.get("estimates") or {}) for entry in summaries)]
     scores = list(dict.fromkeys(name for entry in summaries for name in entry.get("scores") or {}))
-    rows = []
-    for entry in summaries:
-        trusted = entry["status"] == "ok"
-        cells = [_bracketed(interval((entry.get("estimates") or {}).get(name)), trusted) for name in names]
-        peak = entry.get("peak") or {}
-        cells += [_pixels(peak.get(f"peak_px_{what}")) for what in ("measured", "rebuilt")]
-        cells += [_score((entry.get("scores") or {}).get(name)) for name in scores]
-        rows.append([str(entry["file"]), str(entry["set"]), str(entry["status"]), *cells, str(entry["why"])])
-    heads = [
-        "frame", "set", "verdict", *(quantity(name) for name in names), "peak measured / px", "peak rebuilt / px",
-        *(f"{name} score (threshold)" for name in scores), "why",
-    ]  # fmt: skip
+    rows, reasons = [], []
+    for short, entry in zip(called, summaries, strict=True):
+        trusted, peak = entry["status"] == "ok", entry.get("peak") or {}
+        told = (interval((entry.get("estimates") or {}).get(name)) for name in names)
+        places = (pixels(peak.get(f"peak_px_{what}")) for what in ("measured", "rebuilt"))
+        rows.append([short, str(entry["status"]), *(_bracketed(text, trusted) for text in told), *places])
+        limits = (_score((entry.get("scores") or {}).get(name)) for name in scores)
+        reasons.append([short, *limits, str(entry["file"]), str(entry["why"])])
+    heads = ["frame", "verdict", *(quantity(name) for name in names), "peak measured / px", "peak rebuilt / px"]
     notes = [
         "Medians with the ends of their intervals; in parentheses: answers on frames that are outside, which mean nothing. "
         "Peak: of correlation, in the in-plane cut, in pixels of the frame's own detector from the beam."
     ]
-    return Table("Verdict and answers per frame", heads, rows, notes)
+    why = ["frame", *(f"{name} score (limit)" for name in scores), "file", "why"]
+    return [Table("Verdict and answers", heads, rows, notes), Table("Why", why, reasons)]
 
 
 def interval(entry: Found | None) -> str:
@@ -181,7 +182,8 @@ def _bracketed(text: str, trusted: bool) -> str:
     return text if trusted or text == NONE else f"({text})"
 
 
-def _pixels(value: float | None) -> str:
+def pixels(value: float | None) -> str:
+    """A place on the detector."""
     return NONE if value is None else f"{value:.1f}"
 
 

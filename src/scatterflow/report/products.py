@@ -101,7 +101,7 @@ def read_products(study: MultilayerStudy, folder: Path) -> Products:
         raw = raw | {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
     if path := there("cross-check/manifest.json", "comparison of the engines", "snakemake cross_check"):
         raw = raw | {"cross_check": read_json(path, "scatterflow cross-check")}
-        metrics = metrics.model_copy(update={"cross_check": _cross_check(path, raw["cross_check"])})
+        metrics = metrics.model_copy(update={"cross_check": checked_cross_check(path, raw["cross_check"])})
     arrays: dict[str, xr.Dataset] = {}
     if path := there("evaluate/arrays.nc", "examples, ranks and coverage", "snakemake evaluate"):
         arrays = read_groups(path, "run `scatterflow evaluate` again")
@@ -132,7 +132,8 @@ def read_products(study: MultilayerStudy, folder: Path) -> Products:
     return Products(study, metrics, raw, arrays, frames, frame_arrays, histories, manifest, sweep, missing)
 
 
-def _cross_check(path: Path, content: Any) -> CrossCheck:
+def checked_cross_check(path: Path, content: Any) -> CrossCheck:
+    """The comparison of the engines that `path` holds. Raises StoreError naming the field."""
     try:
         return CrossCheck.model_validate(content)
     except ValidationError as error:

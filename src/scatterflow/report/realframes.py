@@ -15,7 +15,7 @@ from scatterflow.report.products import Products
 from scatterflow.report.tables import Table
 
 _SHOWN = 6  # frames with figures; the table names all
-_MEANING = {
+MEANING = {
     "ok": "in the range of the simulations: the posterior may be used",
     "outside": "unlike every simulation: a posterior would mean nothing",
     "unreadable": "the file could not be read",
@@ -39,8 +39,8 @@ def section(products: Products, gallery: Gallery) -> Section:
         arrays = products.frame_arrays.get(str(index))
         if arrays is not None:
             pictures += [_thumbnail(arrays, frame, index, gallery), _profile(products, arrays, frame, index, gallery)]
-    counts = {status: sum(frame.status == status for frame in frames) for status in _MEANING}
-    lead = "; ".join(f"{n} of {len(frames)} {status}: {_MEANING[status]}" for status, n in counts.items() if n) + "."
+    counts = {status: sum(frame.status == status for frame in frames) for status in MEANING}
+    lead = "; ".join(f"{n} of {len(frames)} {status}: {MEANING[status]}" for status, n in counts.items() if n) + "."
     sources = [frame_set.source for frame_set in wanted if frame_set.source]
     lead += f" Source: {'; '.join(sources)}." if sources else ""
     return Section("frames", title, lead, [p for p in pictures if p], tables=[_table(frames)])

@@ -104,7 +104,7 @@ def dots(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], color: str,
 def _lay_out(figure: Figure) -> None:
     """Give everything in the figure its place, once: saving would do it for every format, and draw twice for it."""
     engine = figure.get_layout_engine()
-    if engine is not None:
+    if figure.axes and engine is not None:
         FigureCanvasSVG(figure)  # its text is as wide as in the SVG
         engine.execute(figure)
         with matplotlib.rc_context({"figure.constrained_layout.use": False}):

@@ -10,11 +10,13 @@ from scatterflow import provenance
 from scatterflow.config.study import RunConfig
 from scatterflow.files import disk_errors, write_atomic
 from scatterflow.multilayer import MultilayerStudy
+from scatterflow.particles import ParticlesStudy
 from scatterflow.products import replacing, write_json
 from scatterflow.progress import say, size
 from scatterflow.report.gallery import Gallery
 from scatterflow.report.nanodiffraction import page as map_page
 from scatterflow.report.page import StudyPage, examples_shown, render, study_page
+from scatterflow.report.particles import page as particle_page
 from scatterflow.report.products import read_products
 from scatterflow.study import Study, study_of
 
@@ -45,7 +47,8 @@ def run(run_config: RunConfig, results: Path, tell: Callable[[str], None] = say)
 def _page(study: Study, folder: Path, gallery: Gallery, shown: int) -> StudyPage:
     if isinstance(study, MultilayerStudy):
         return study_page(read_products(study, folder), gallery, shown)
-    return map_page(study, folder, gallery)
+    of_kind = particle_page if isinstance(study, ParticlesStudy) else map_page
+    return of_kind(study, folder, gallery)
 
 
 def run_metrics(run_config: RunConfig, pages: list[StudyPage], config_sha256: str, commit: str) -> dict[str, Any]:

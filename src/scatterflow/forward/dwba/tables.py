@@ -29,8 +29,9 @@ from scatterflow.forward.dwba import detector
 from scatterflow.forward.dwba.formfactors import formfactor, volume
 from scatterflow.forward.dwba.particles import check
 from scatterflow.forward.dwba.tables_nodes import decomposed
+from scatterflow.forward.dwba.tables_structure import excess
 from scatterflow.forward.dwba.tables_waves import reflected
-from scatterflow.forward.particles import Arrangement, Particles, Stack, structure_factor
+from scatterflow.forward.particles import Arrangement, Particles, Stack
 
 Array = NDArray[np.float64]
 Array32 = NDArray[np.float32]
@@ -40,7 +41,7 @@ _TESTED_ROWS = 12
 _PANEL = 96  # rows that share their nodes
 _SHARE = 0.5  # of the tolerance, where it is tested: few rows and pairs of sizes, rows and columns apart
 _LEVELS = 12  # exit angles at which the structure factor is computed: good to 1e-4 but within two pixels of the beam
-_CHUNK = 32  # images at once: what is made of them stays in the processor's caches
+_CHUNK, _BLOCK = 64, 32  # images at once, for their stacks and for their pixels: what is made stays in the caches
 
 
 @dataclass(frozen=True)
@@ -121,24 +122,30 @@ def tables(
 def expected_counts(table: Tables, arrangement: Arrangement, stack: Stack) -> NDArray[np.float32]:
     """Counts (simulation, row, column) that particles scatter, as `dwba.particles.expected_counts` without `rough`.
 
-    Holds about 15 MB beside the result and the tables, for 256 x 256 pixels and 30 sizes. Raises SimulationError.
+    Holds about 20 MB beside the result and the tables, for 256 x 256 pixels and 30 sizes. Raises SimulationError.
     """
     check(table.particles, arrangement, stack)
     result = np.empty((len(stack.layers), len(table.rows), len(table.columns)), dtype=np.float32)
-    work = _Work.of(table, min(_CHUNK, len(result)))
+    work = _Work.of(table, min(_BLOCK, len(result)))
     for start in range(0, len(result), _CHUNK):
         part = slice(start, start + _CHUNK)
         some = Arrangement(arrangement.shares[part], arrangement.distance_nm[part], arrangement.disorder[part])
+        shares, others = some.shares.astype(np.float32), excess(table.particles, some, table.q)
         coefficients, weights = _of_the_stack(table, stack, stack.layers[part], some.density)
-        squares, means = _at_the_nodes(table, some.shares.astype(np.float32), coefficients, weights, work)
-        excess = (structure_factor(table.particles, some, table.q) - 1).astype(np.float32)
-        _fill(result[part], table, squares, means, excess)
+        for first in range(0, len(shares), _BLOCK):
+            block = slice(first, first + _BLOCK)
+            at_nodes = _at_the_nodes(table, shares[block], coefficients[block], weights[block], work)
+            _fill(result[part][block], table, *at_nodes, others[block])
     return result
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Memory that every chunk of simulations uses again, simulation first: fresh memory costs as much as arithmetic."""
+    """Memory that every block of simulations uses again, simulation first: fresh memory costs as much as arithmetic.
+
+    pairs (., panel, pair, place), x (., panel, 4, place), tables (2, ., panel, 4, place): in all nodes of a panel. lines (.,
+    panel, 4, node, row): from there to the rows. nodes (2, ., row, column node): <|A|^2> and |<A>|^2, times the density.
+    """
 
     pairs: Array32
     x: Array32
@@ -195,23 +202,23 @@ def _at_the_nodes(
         part = slice(rows[0], rows[0] + width)
         np.multiply(weights[:, :, None, part], table.along[panel], out=lines[:, panel, 1:])
         across = lines[:, panel].reshape(count, 4 * nodes, width).swapaxes(1, 2)
-        for result, each in zip(work.nodes, (squares, means), strict=True):
-            np.matmul(across, each[:, panel].reshape(count, 4 * nodes, -1), out=result[:count, part])
+        for number, each in enumerate((squares, means)):
+            np.matmul(across, each[:, panel].reshape(count, 4 * nodes, -1), out=work.nodes[number, :count, part])
     return work.nodes[0, :count], work.nodes[1, :count]
 
 
-def _fill(result: Array32, table: Tables, squares: Array32, means: Array32, excess: Array32) -> None:
+def _fill(result: Array32, table: Tables, squares: Array32, means: Array32, others: Array32) -> None:
     """Images (simulation, row, column) from <|A|^2>, |<A>|^2 (simulation, row, node), S - 1 (simulation, level, column)."""
     columns = table.across.shape[1]
-    half, mean, factor = np.empty((3, len(table.rows), columns), dtype=np.float32)
-    whole = np.empty(result.shape[1:], dtype=np.float32)
+    mean, factor = np.empty((2, len(table.rows), columns), dtype=np.float32)
+    whole: Array32 = np.empty(result.shape[1:], dtype=np.float32)
+    half = whole[:, whole.shape[1] - columns :]
     for number, image in enumerate(result):
         np.matmul(means[number], table.across, out=mean)
-        np.matmul(table.levels, excess[number], out=factor)
-        np.matmul(squares[number], table.across, out=half)
-        mean *= factor
-        np.add(half, mean, out=half)
-        whole[:, whole.shape[1] - columns :] = half
+        np.matmul(table.levels, others[number], out=factor)
+        factor *= mean
+        np.matmul(squares[number], table.across, out=mean)
+        np.add(mean, factor, out=half)
         if table.mirrored:
             whole[:, :columns] = half[:, ::-1]
         image[:] = whole
@@ -244,7 +251,7 @@ def _moments_at(particles: Particles, instrument: InstrumentConfig, rows: Array,
 
 
 class _Envelope:
-    """Porod's law, rounded off below 1 / radius, along rows, and a facet's upwards: what form factors squared follow.
+    """Porod's law, rounded off below 1 / radius, along rows, and the root of a facet's upwards: no form factor falls slower.
 
     of_sizes (size, row, column) [nm^6]; of the middle size, and without its volume: upwards (row,), beside (column,) and
     their product `common` (row, column).
@@ -263,7 +270,7 @@ class _Envelope:
 
 
 def _facet(x: Array) -> Array:
-    return np.asarray(1 / (1 + x * x))
+    return np.asarray((1 + x * x) ** -0.5)
 
 
 def _porod(x: Array) -> Array:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.numpy import save
 
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import StoreError
@@ -25,10 +23,9 @@ from scatterflow.products import replacing
 from scatterflow.provenance import source_hash
 
 Array = NDArray[np.float64]
-FORMAT = 1
-_TENSORS = ("squares", "means", "across", "levels")
-_ARRAYS = ("sin_alpha", "q")  # float64
-_MODULES = tuple(f"scatterflow.forward.dwba.{name}" for name in ("tables", "formfactors", "detector"))
+FORMAT = 2
+_ARRAYS = ("squares", "means", "along", "across", "levels", "sin_alpha", "q")
+_MODULES = tuple(f"scatterflow.forward.dwba.{name}" for name in ("tables", "tables_nodes", "formfactors", "detector"))
 _NOT_OF_THE_BEAM = {"views", "masked", "saturation", "background", "resolution_mm"}
 _AGAIN = "delete it, and it is made anew"
 _WHAT = {
@@ -63,8 +60,7 @@ def kept(
 
 def write(path: Path, table: Tables, tolerance: float = TOLERANCE) -> None:
     """Write a table, complete or not at all. Raises StoreError where the disk refuses."""
-    parts = {name: getattr(table, name).contiguous() for name in _TENSORS}
-    parts |= {name: torch.from_numpy(getattr(table, name)) for name in _ARRAYS}
+    parts = {name: np.ascontiguousarray(getattr(table, name)) for name in _ARRAYS}
     about = _about(table.particles, table.instrument, table.rows, table.columns, tolerance)
     told = {"about": json.dumps(about), "mirrored": str(int(table.mirrored)), "sha256": _checksum(parts)}
     with replacing(path) as temporary:
@@ -84,7 +80,7 @@ def read(
     if not path.is_file():
         raise StoreError(what, "must exist")
     try:
-        with disk_errors(path), safe_open(path, framework="pt") as file:
+        with disk_errors(path), safe_open(path, framework="np") as file:
             told = file.metadata() or {}
             parts = {name: file.get_tensor(name) for name in sorted(file.keys())}
         about = json.loads(told["about"])
@@ -94,10 +90,9 @@ def read(
     for name, must in _WHAT.items():
         if not isinstance(about, dict) or about.get(name) != wanted[name]:
             raise StoreError(what, f"must be {must}", "another", _AGAIN)
-    if set(parts) != {*_TENSORS, *_ARRAYS} or told.get("sha256") != _checksum(parts):
+    if set(parts) != set(_ARRAYS) or told.get("sha256") != _checksum(parts):
         raise StoreError(what, "must be as it was written", "another checksum", _AGAIN)
-    arrays = {name: parts.pop(name).numpy() for name in _ARRAYS}
-    return Tables(particles, instrument, rows, columns, mirrored=told.get("mirrored") == "1", **parts, **arrays)
+    return Tables(particles, instrument, rows, columns, mirrored=told.get("mirrored") == "1", **parts)
 
 
 def _about(
@@ -117,9 +112,9 @@ def _about(
     }
 
 
-def _checksum(parts: Mapping[str, Tensor]) -> str:
+def _checksum(parts: Mapping[str, NDArray[Any]]) -> str:
     found = hashlib.sha256()
     for name in sorted(parts):
         found.update(f"{name} {tuple(parts[name].shape)} {parts[name].dtype}".encode())
-        found.update(parts[name].numpy().tobytes())
+        found.update(parts[name].tobytes())
     return found.hexdigest()

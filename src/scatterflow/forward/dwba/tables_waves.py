@@ -5,8 +5,8 @@ D = 1 - exp(-2 s kz) above and below, s = sqrt(3) rms,
 
     m- / m+ = (tanh s kz_above - tanh s kz_below) / (their sum) = (D_above - D_below) / (D_above + D_below - D_above D_below)
 
-for a tanh profile, and exp(-2 rms^2 kz_above kz_below) (kz_above - kz_below) / (kz_above + kz_below) for an erf one. D has all
-its digits in single precision, too; phases across layers, which are large, are reduced in double precision first.
+for a tanh profile, and exp(-2 rms^2 kz_above kz_below) (kz_above - kz_below) / (kz_above + kz_below) for an erf one. D has
+all its digits in single precision, too; phases across layers, which are large, are reduced in double precision first.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 from numpy.typing import NDArray
 
 from scatterflow.report.figures.detector import edges, hatch_background
@@ -19,8 +19,9 @@ from scatterflow.report.style import BLUE, CYCLE, GRID, INK, MARKERS, MUTED, VER
 
 Array = NDArray[np.float64]
 OUTSIDE = "outside: means nothing"
-_DEEP = 1e-4  # of the brightest bin: darker ones have the last colour
-_PERCENT = 60.0  # residuals beyond leave the frame
+_TOP = 0.99  # of the bins are darker than the last colour: the beam itself must not set the scale
+_DEEP = 1e-4  # of that: darker ones have the first colour
+_PERCENT = (10.0, 100.0)  # least and largest limits of residuals; few leave the frame
 
 
 class Sizes(NamedTuple):
@@ -34,8 +35,9 @@ class Sizes(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """A cut along `axis` (q [nm^-1]): mean counts of its valid bins, quantiles of the rebuilt ones, their noise."""
+    """The cut `name` along `axis` (q [nm^-1]): mean counts of its valid bins, quantiles of the rebuilt ones, their noise."""
 
+    name: str
     axis: str
     q: Array
     counts: Array  # NaN where no bin is valid
@@ -64,18 +66,22 @@ def _tall(qz: Array, qy: Array) -> float:
 def image_fit(
     counts: Array, rebuilt: Array, qz: Array, qy: Array, sizes: Sizes, level: float, trusted: bool = True
 ) -> Figure:
-    """Recorded counts (z, y), NaN where masked, above the rebuilt ones on one log scale, and p(R) below both."""
+    """Recorded counts (z, y), NaN where masked, above the rebuilt ones on one log scale, and p(R) below both.
+
+    The rebuilt image is hatched where the recorded one is masked.
+    """
     tall = 0.72 * WIDTH * _tall(qz, qy) + 0.3
     figure = blank(height=2 * tall + 2.3)
     upper, middle, lower = figure.subplots(3, 1, height_ratios=[tall, tall, 1.35])
     bright = rebuilt[np.isfinite(counts)] if np.isfinite(counts).any() else rebuilt
     recorded = counts[np.isfinite(counts)]
-    top = max(float(np.quantile(bright, 0.999)), float(np.quantile(recorded, 0.999)) if recorded.size else 0.0, 1e-6)
-    norm = LogNorm(max(float(np.quantile(bright, 0.01)), _DEEP * top, 1e-9), 1.001 * top, clip=True)
+    top = max([float(np.quantile(each, _TOP)) for each in (bright, recorded) if each.size], default=1.0)
+    norm = LogNorm(max(float(np.quantile(bright, 0.01)), _DEEP * top, 1e-9), max(1.01 * top, 1e-8), clip=True)
     meshes = []
+    masked = ~np.isfinite(counts)
     for axes, name, values in ((upper, "recorded", counts), (middle, "rebuilt", rebuilt)):
         hatch_background(axes)
-        shown = np.ma.masked_invalid(np.where(np.isnan(values), np.nan, np.maximum(values, norm.vmin or 0)))
+        shown = np.ma.masked_array(np.maximum(values, norm.vmin or 0), masked)
         meshes.append(axes.pcolormesh(edges(qy), edges(qz), shown, norm=norm, rasterized=True))
         axes.set_ylabel("q$_z$ / nm⁻¹")
         axes.set_title(name, loc="left", fontsize=8.5, pad=3)
@@ -84,10 +90,10 @@ def image_fit(
     upper.tick_params(labelbottom=False)
     middle.set_xlabel("q$_y$ / nm⁻¹")
     bar = figure.colorbar(
-        meshes[0], ax=[upper, middle], pad=0.02, aspect=26, ticks=LogLocator(10),
+        meshes[0], ax=[upper, middle], pad=0.02, aspect=26, extend="max", ticks=LogLocator(10),
         format=FuncFormatter(lambda x, _: f"{x:,.0f}" if x >= 1 else f"{x:g}"),
     )  # fmt: skip
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    bar.minorticks_off()
     bar.set_label("counts per bin")
     bar.outline.set_visible(False)
     size_distribution(lower, sizes, level, trusted)
@@ -121,22 +127,33 @@ def cuts(parts: Sequence[Cut], level: float, trusted: bool = True) -> Figure:
     color = BLUE if trusted else MUTED
     for part, upper, lower in zip(parts, grid[::2], grid[1::2], strict=True):
         upper.fill_between(
-            part.q, part.low, part.high, color=color, alpha=0.3, linewidth=0, label=f"predictive band, {100 * level:g} %"
+            part.q,
+            part.low,
+            part.high,
+            color=color,
+            alpha=0.3,
+            linewidth=0,
+            label=f"predictive band, {100 * level:g} %",
         )
         upper.plot(part.q, part.middle, color=color, linewidth=1.1, label="rebuilt")
         dots(upper, part.q, part.counts, INK, "recorded")
         upper.set_yscale("log")
+        upper.minorticks_off()  # they would take most of the time
         seen = part.counts[part.counts > 0]
         if seen.size:
             upper.set_ylim(0.5 * float(np.quantile(seen, 0.02)), 2 * float(seen.max()))
         upper.set_ylabel("counts per bin")
+        upper.set_title(part.name, loc="left", fontsize=8.5, pad=3)
         upper.tick_params(labelbottom=False)
         residual = 100 * (part.counts / part.middle - 1)
+        off = np.abs(residual[np.isfinite(residual)])
+        limit = float(np.clip(1.2 * np.quantile(off, 0.95), *_PERCENT)) if off.size else _PERCENT[1]
         lower.fill_between(part.q, -200 * part.noise, 200 * part.noise, color=GRID, linewidth=0)
         lower.axhline(0, color=MUTED, linewidth=0.8)
-        dots(lower, part.q, np.where(np.abs(residual) <= _PERCENT, residual, np.nan), VERMILLION)
-        lower.set(ylim=(-_PERCENT, _PERCENT), ylabel="off / %", xlabel=f"q$_{part.axis}$ / nm⁻¹")
-        lower.set_yticks([-50, 0, 50], ["\N{MINUS SIGN}50", "0", "50"])
+        dots(lower, part.q, np.where(np.abs(residual) <= limit, residual, np.nan), VERMILLION)
+        lower.set(ylim=(-limit, limit), ylabel="off / %", xlabel=f"q$_{part.axis}$ / nm⁻¹")
+        lower.locator_params(axis="y", nbins=3)
+        lower.yaxis.set_major_formatter(SHORT)
         for axes in (upper, lower):
             axes.set_xlim(part.q[0], part.q[-1])
     handles, labels = grid[0].get_legend_handles_labels()
@@ -170,7 +187,8 @@ def series(panels: Mapping[str, Mapping[str, Sequence[Point]]], xlabel: str) -> 
     all_axes[-1].set_xlabel(xlabel)
     all_axes[-1].locator_params(axis="x", integer=True, nbins=8)
     for number, each in enumerate(sets):
-        all_axes[0].plot([], [], MARKERS[number % len(MARKERS)], color=CYCLE[number % len(CYCLE)], markersize=5, label=plain(each))  # fmt: skip
+        color, marker = CYCLE[number % len(CYCLE)], MARKERS[number % len(MARKERS)]
+        all_axes[0].plot([], [], marker, color=color, markersize=5, label=plain(each))
     if any(not point.trusted for by in panels.values() for points in by.values() for point in points):
         all_axes[0].plot([], [], "o", color=MUTED, markerfacecolor="none", markersize=5, label=OUTSIDE)
     handles, labels = all_axes[0].get_legend_handles_labels()

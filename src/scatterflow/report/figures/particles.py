@@ -6,16 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
 from scatterflow.report.figures.maps import SHORT, plain
 from scatterflow.report.style import GRID, INK, MUTED, Style, blank, styled
 
 Array = NDArray[np.float64]
-SYMBOLS = {"distance_nm": "spacing D", "disorder": "disorder w/D", "mean_radius_nm": "mean radius", "width_nm": "width of p(R)"}  # fmt: skip
+SYMBOLS = {
+    "distance_nm": "spacing D",
+    "disorder": "disorder w/D",
+    "mean_radius_nm": "mean radius",
+    "width_nm": "width of p(R)",
+}
 UNITS = {"distance_nm": "nm", "disorder": "", "mean_radius_nm": "nm", "width_nm": "nm"}
 _DRAWN = 150  # images shown of an estimator
 _BARS = 30  # of them with their interval
@@ -64,7 +70,7 @@ def limits(truth: Array) -> tuple[float, float]:
 def spread(values: Array, number: int) -> NDArray[np.intp]:
     """`number` of the places of finite values at most, evenly taken."""
     places = np.flatnonzero(np.isfinite(values))
-    return places[np.unique(np.linspace(0, len(places) - 1, min(number, len(places))).astype(int))]
+    return places[np.linspace(0, len(places) - 1, min(number, len(places))).astype(np.intp)]
 
 
 def _grid(number: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -77,7 +83,7 @@ def _grid(number: int, height: float) -> tuple[Figure, list[Axes]]:
     return figure, axes[:number]
 
 
-def _legend(figure: Figure, handles: Mapping[str, tuple[object, str]]) -> None:
+def _legend(figure: Figure, handles: Mapping[str, tuple[Artist, str]]) -> None:
     figure.legend(
         [handle for handle, _ in handles.values()], [label for _, label in handles.values()],
         loc="outside upper left", ncols=1, borderpad=0, borderaxespad=0.2, labelspacing=0.25,
@@ -93,7 +99,7 @@ def against_truth(
     Limits are those of the truth: what is lost leaves the frame. The first estimator lies on top.
     """
     figure, all_axes = _grid(len(panels), 2.05)
-    handles: dict[str, tuple[object, str]] = {}
+    handles: dict[str, tuple[Artist, str]] = {}
     for axes, (name, answers) in zip(all_axes, panels.items(), strict=True):
         low, high = limits(next(iter(answers.values())).truth)
         axes.plot([low, high], [low, high], color=MUTED, linewidth=0.8)
@@ -129,7 +135,7 @@ def errors(
 ) -> Figure:
     """Median errors on a log scale against `xlabel`, which is on one too if `log`; black: what the counts allow."""
     figure, all_axes = _grid(len(panels), 1.95)
-    handles: dict[str, tuple[object, str]] = {}
+    handles: dict[str, tuple[Artist, str]] = {}
     for axes, (name, lines) in zip(all_axes, panels.items(), strict=True):
         for line in lines:
             color, dashes, marker = styles[line.name] if line.name else (INK, (0, (2, 1.2)), "")
@@ -144,14 +150,15 @@ def errors(
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(LogLocator(10, subs=(1.0,) if high > 40 * low else (1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(SHORT)
-        axes.yaxis.set_minor_formatter(NullFormatter())
         if log:
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(10, numticks=6))
-            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_formatter(SHORT)
+            axes.locator_params(axis="x", nbins=4)
+        axes.minorticks_off()  # they would take most of the time
         axes.set_title(quantity(name), loc="left", fontsize=8.5)
-    for axes in all_axes[-2:]:
-        axes.set_xlabel(xlabel)
+    figure.supxlabel(xlabel, fontsize=9)
     for axes in all_axes[::2]:
         axes.set_ylabel("median error")
     _legend(figure, handles)

@@ -36,7 +36,10 @@ def run(study: ParticlesStudy, folder: Path, tell: Callable[[str], None] = say) 
     """Write `baseline/<method>.nc` (a group for each set of images) and `baseline/manifest.json`; returns its path."""
     images = sets.simulated(study, folder)
     facts = {}
-    for method in study.config.baselines.methods:
+    left_out = [method for method in study.config.baselines.methods if method not in study.config.methods]
+    if left_out:
+        tell(f"left out, for they know nothing of particles inside a layer: {', '.join(left_out)}")
+    for method in study.config.methods:
         answer = _method(study, folder, method)
         groups, seconds, number = {}, 0.0, 0
         for name, rows in images.items():
@@ -83,10 +86,15 @@ def intervals(found: xr.Dataset, study: ParticlesStudy) -> xr.Dataset:
     from scipy.stats import norm
 
     half = float(norm.ppf((1 + study.config.inference.interval) / 2))
+    sample = study.config.sample
+    first, last = sample.radius_nm
+    ends = {"distance_nm": sample.distance_nm, "disorder": sample.disorder, "mean_radius_nm": (first, last)}
     result = found.drop_vars(["parameters"], errors="ignore")
     for name in (str(each)[:-3] for each in found.data_vars if str(each).endswith("_sd")):
-        reach = half * np.where(np.isfinite(found[f"{name}_sd"]), found[f"{name}_sd"], 1e9)
-        result[f"{name}_low"], result[f"{name}_high"] = found[name] - reach, found[name] + reach
+        low, high = ends.get(name, (0.0, (last - first) / 2))  # a distribution is as wide as half its grid at most
+        reach = half * found[f"{name}_sd"]  # infinite where nothing was fitted: all of the prior
+        result[f"{name}_low"] = (found[name] - reach).clip(low, high)
+        result[f"{name}_high"] = (found[name] + reach).clip(low, high)
     return result
 
 

@@ -82,7 +82,7 @@ def _judged(study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset) -> xr
         posterior = model.posterior(features)
         gain = posterior.log_prob(truth).values - study.prior.log_prob_box(truth)
         found["information_gain"] = ("simulation", gain, {"units": "nat"})
-    samples = model.posterior(features).sample(settings.predictive_draws, seed)
+    samples = model.posterior(features).sample(settings.samples, seed)
     scores = imagecheck.scores(study, model.feature_score, samples, features)
     outside = np.zeros(len(truth), dtype=bool)
     for name, values in scores.items():

@@ -46,9 +46,11 @@ def run(
     settings = study.config.inference
     references = validation.isel(simulation=slice(0, settings.predictive_references))
     trained = load_particle_model(path.parent)
-    samples = trained.posterior(references).sample(settings.predictive_draws, seeds.integer(study.seed, "references"))
+    seed = seeds.integer(study.seed, "references")
+    samples = trained.posterior(references).sample(settings.predictive_draws, seed)
     found = {
         "features": score.score(imagecheck.coarse(validation)),
         "predictive": imagecheck.predictive(study, samples, references),
+        **imagecheck.border(study, trained.posterior(validation).sample(settings.samples, seed)),
     }
     return with_verdict(path.parent, score, verdict.thresholds(found, settings.false_alarm_rate))
