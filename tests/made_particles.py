@@ -5,7 +5,6 @@ Simulations, baselines and figures of merit are those of the real stages.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +132,7 @@ def write_frames(study: ParticlesStudy, folder: Path, rows: xr.Dataset) -> list[
         groups[f"/{number}"] = xr.merge(
             [result_dataset(frame).drop_vars("samples"), frame.shown], combine_attrs="drop_conflicts"
         )
-        summary = frame.summary()
-        summary["peak"] = {key: value if math.isfinite(value) else None for key, value in summary["peak"].items()}
-        found.append({"set": "p03", "source": "by hand <b>"} | summary)
+        found.append({"set": "p03", "source": "by hand <b>"} | frame.summary())
     found.append({"set": "p03", "source": "", "file": FILES[2], "status": "missing", "why": "get it by `make data`"})
     write_tree(folder / "infer" / "frames.nc", groups)
     write_json(folder / "infer" / "frames.json", found)

@@ -15,8 +15,8 @@ from scatterflow.sizescores import wasserstein
 
 pytestmark = pytest.mark.science
 
-TRAIN, VALIDATION, HELD_BACK = 4000, 800, 800
-TRAINING = {"epochs": 16, "fresh_every": 4}
+TRAIN, VALIDATION, HELD_BACK = 3000, 800, 800
+TRAINING = {"epochs": 10, "fresh_every": 5}
 MODEL = {
     "trunk": {"channels": [32, 48, 48], "hidden": 128},
     "flow": {"transforms": 3, "hidden": 32},

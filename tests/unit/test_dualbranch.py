@@ -252,7 +252,7 @@ def test_verdict_joins_the_bundle(study: ParticlesStudy, bundle: Path, tmp_path:
     [
         ({"format": 99}, "must have format 1"),
         ({"kind": "multilayer"}, "must be of kind particles"),
-        ({"factors": {"disorder": 2.0}}, "must be as it was written"),
+        ({"factors": {"disorder": [2.0]}}, "must be as it was written"),
     ],
 )
 def test_other_bundles_are_refused(bundle: Path, tmp_path: Path, change: dict[str, Any], must: str) -> None:
@@ -266,7 +266,7 @@ def test_other_bundles_are_refused(bundle: Path, tmp_path: Path, change: dict[st
 def test_bundles_of_other_content_are_refused(bundle: Path, tmp_path: Path) -> None:
     model = load_particle_model(bundle)
     wrong = [
-        (replace(model, factors={"disorder": 0.0}), "must describe a model"),
+        (replace(model, factors={"disorder": ()}), "must describe a model"),
         (replace(model, fits=model.fits[:1]), "must describe a model"),
         (replace(model, config=DualBranchConfig.model_validate(BASE | {"members": 2, "flow": FLOW | {"hidden": 9}})), "fit"),
     ]  # fmt: skip

@@ -210,10 +210,8 @@ class ParticlesConfig(StudyConfig):
     @property
     def methods(self) -> tuple[ParticleMethod, ...]:
         """Methods to compare with, less those that know nothing of particles inside a layer."""
-        known: set[ParticleMethod] = set(get_args(ParticleMethod)) - (
-            {"cut-fit", "peak"} if self.sample.layer else set()
-        )
-        return tuple(method for method in self.baselines.methods if method in known)
+        unknown = ("cut-fit", "peak") if self.sample.layer else ()
+        return tuple(method for method in self.baselines.methods if method not in unknown)
 
     @model_validator(mode="after")
     def _view(self) -> Self:

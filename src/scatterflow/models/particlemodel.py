@@ -36,6 +36,8 @@ QUANTITIES = ("distance_nm", "disorder", "mean_radius_nm", "width_nm")
 _UNITS = {"distance_nm": "nm", "disorder": "1", "mean_radius_nm": "nm", "width_nm": "nm"}
 _EXTRA = "extra."  # prefix of arrays that are no weights of the networks
 _ROWS = 128  # images at once: their samples of p(R) are 100 MB at most for 400 samples of 256 sizes
+_REGRESSED = 200  # validation images from which on calibration depends on exposure
+_DEGREE = 2  # of the polynomial in exposure
 _SEEN = 1e-3  # share of the particles in a bin of radii below which it is empty for all purposes
 _AGAIN = "train the model again, or copy the bundle again"
 Array = NDArray[np.float64]
@@ -91,9 +93,9 @@ class MixedPosterior:
 class ParticleModel:
     """A trained model; made by `dualbranch_training` or `load_particle_model`. `name` is its name in the configuration.
 
-    `fits`: what validation rows fixed of each member's posterior. `factors`, by quantity and for p(R)'s band: by how much
-    the ends of the posterior's intervals are moved away from the median, so that they hold their share of the validation
-    rows. `scores` (plain JSON) are those on validation rows; `verdict` holds thresholds by score, and `arrays` what the
+    `fits`: what validation rows fixed of each member's posterior. `factors`, by quantity and for p(R)'s band: polynomial
+    in the exposure (see `_exposure`) of the logarithm of the factor by which the ends of the posterior's intervals are moved
+    away from the median, so that they hold their share of the validation rows. `scores` (plain JSON) are those on validation rows; `verdict` holds thresholds by score, and `arrays` what the
     feature score needs.
     """
 
@@ -102,7 +104,7 @@ class ParticleModel:
     config: DualBranchConfig
     networks: Ensemble
     fits: tuple[ModeFit, ...] = ()
-    factors: Mapping[str, float] = field(default_factory=dict)
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     identity: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -162,7 +164,7 @@ class ParticleModel:
         vectors = self._vectors(seen)
         first, second = self._branches(vectors)
         samples = self._posterior(vectors).drawn(n, seed)
-        found = self._summaries(samples)
+        found = self._summaries(samples, self._exposure(features))
         share = self.study.config.inference.interval
         attrs = {"units": "1", "long_name": "share of the particles"}
         dims = ("simulation", "radius")
@@ -192,15 +194,18 @@ class ParticleModel:
         prior = self.study.prior
         return self.study.size_distribution(prior.from_normal(np.zeros((1, len(prior.names)))))["radius"]
 
-    def _summaries(self, samples: Array) -> dict[str, dict[str, Array]]:
+    def _summaries(self, samples: Array, exposure: Array) -> dict[str, dict[str, Array]]:
         """median, sd, low, high of each quantity (image,), of p(R) (image, radius); `samples` (image, sample, parameter)."""
-        parts = [self._summary(samples[start : start + _ROWS]) for start in range(0, len(samples), _ROWS)]
+        parts = []
+        for start in range(0, len(samples), _ROWS):
+            rows = slice(start, start + _ROWS)
+            parts.append(self._summary(samples[rows], exposure[rows]))
         return {
             name: {key: np.concatenate([part[name][key] for part in parts]) for key in parts[0][name]}
             for name in parts[0]
         }
 
-    def _summary(self, samples: Array) -> dict[str, dict[str, Array]]:
+    def _summary(self, samples: Array, exposure: Array) -> dict[str, dict[str, Array]]:
         images, number, _ = samples.shape
         drawn = self.quantities_of(samples.reshape(images * number, -1))
         tail = (1 - self.study.config.inference.interval) / 2
@@ -208,7 +213,8 @@ class ParticleModel:
         for name, values in drawn.items():
             values = values.reshape(images, number, *values.shape[1:])
             low, median, high = np.quantile(values, (tail, 0.5, 1 - tail), axis=1)
-            factor = self.factors.get(name, 1.0)
+            factor = np.exp(np.polynomial.polynomial.polyval(exposure, self.factors.get(name, (0.0,))))
+            factor = factor.reshape(images, *(1,) * (median.ndim - 1))
             least, most = self._range(name)
             found[name] = {
                 "median": median,
@@ -217,6 +223,16 @@ class ParticleModel:
                 "high": np.clip(median + factor * (high - median), least, most),
             }
         return found
+
+    def _exposure(self, features: xr.Dataset) -> Array:
+        """log10 of the recorded counts (image,) over those of the middle of the study's range, within that range.
+
+        Intervals are calibrated in dependence of it: a network is too sure at one exposure, too careful at another.
+        """
+        counts = np.where(features[f"mask_{VIEW}"].values, features[VIEW].values, 0).sum((1, 2), dtype=np.float64)
+        low, high = np.log10(self.study.config.artefacts.total_counts or (1e3, 1e7))
+        middle, half = (low + high) / 2, max((high - low) / 2, 1e-3)
+        return np.asarray(((np.log10(np.maximum(counts, 1)) - middle) / half).clip(-1, 1))
 
     def quantities_of(self, theta: Array) -> dict[str, Array]:
         """Every quantity (row,) and `size_distribution` (row, radius) of parameters (row, parameter)."""
@@ -262,17 +278,29 @@ class ParticleModel:
         return sizes / sizes.sum(1, keepdims=True), second
 
     def calibrated(self, features: xr.Dataset, n: int, seed: int) -> ParticleModel:
-        """The same with the `factors` at which intervals hold their share of `features` with known `parameters`."""
-        theta = self.study.prior.values(features["parameters"])
+        """The same with the `factors` at which intervals hold their share of `features` with known `parameters`.
+
+        Quantile regression (Koenker & Bassett 1978, doi:10.2307/1913643) of the factors that single images would need on
+        their exposure, from `_REGRESSED` images on.
+        """
+        from sklearn.linear_model import QuantileRegressor  # takes a second, and only training needs it
+
+        theta, exposure = self.study.prior.values(features["parameters"]), self._exposure(features)
         plain = replace(self, factors={})
-        found = plain._summaries(plain.posterior(features).drawn(n, seed))
+        found = plain._summaries(plain.posterior(features).drawn(n, seed), exposure)
         share, factors = self.study.config.inference.interval, {}
+        powers = exposure[:, None] ** np.arange(1, _DEGREE + 1)
         for name, truth in self.quantities_of(theta).items():
             median, low, high = (found[name][key] for key in ("median", "low", "high"))
             apart = np.abs(truth - median) / np.maximum(np.where(truth > median, high - median, median - low), 1e-12)
+            logarithm = np.log(apart.clip(1e-3, 1e3))
             if name == SIZES:  # bins that nobody takes for occupied would be inside at any factor, or at none
-                apart = apart[(truth > _SEEN) | (high > _SEEN)]
-            factors[name] = float(np.clip(np.quantile(apart, share), 1e-3, 1e3))
+                factors[name] = (float(np.quantile(logarithm[(truth > _SEEN) | (high > _SEEN)], share)),)
+            elif len(theta) < _REGRESSED:
+                factors[name] = (float(np.quantile(logarithm, share)),)
+            else:
+                fitted = QuantileRegressor(quantile=share, alpha=0.0).fit(powers, logarithm)
+                factors[name] = (float(fitted.intercept_), *map(float, fitted.coef_))
         return replace(self, factors=factors)
 
     def facts(self) -> dict[str, Any]:
@@ -283,7 +311,7 @@ class ParticleModel:
             "trunk": self.config.trunk.model_dump(mode="json"),
             "folded": self.reduction.folded,
             "fits": [asdict(fit) for fit in self.fits],
-            "factors": dict(self.factors),
+            "factors": {name: list(each) for name, each in self.factors.items()},
             "scores": dict(self.scores),
             "training": dict(self.training),
             "identity": self.identity,
@@ -305,7 +333,7 @@ class ParticleModel:
             "prior": study.prior.spec(),
             "image": {"dims": ["simulation", "z_image", "y_image"], "shape": self.reduction.shape, "unit": "counts"},
             "fits": [asdict(fit) for fit in self.fits],
-            "factors": dict(self.factors),
+            "factors": {name: list(each) for name, each in self.factors.items()},
             "scores": dict(self.scores),
             "meta": {
                 "name": self.name,
@@ -382,9 +410,9 @@ def load_particle_model(folder: str | Path) -> ParticleModel:
         )
         config = DualBranchConfig.model_validate(content["model"])
         fits = tuple(mode_fit(fit) for fit in content["fits"])
-        factors = {str(name): float(value) for name, value in content["factors"].items()}
-        if len(fits) != config.members or not all(0 < value < math.inf for value in factors.values()):
-            raise ValueError("fits and factors must be those of its members, factors positive")
+        factors = {str(name): tuple(map(float, each)) for name, each in content["factors"].items()}
+        if len(fits) != config.members or not all(each and np.isfinite(each).all() for each in factors.values()):
+            raise ValueError("fits must be those of its members, factors finite")
         networks = untrained(study, config)
         expected = {name: (tensor.shape, tensor.dtype) for name, tensor in networks.state_dict().items()}
         arrays = {

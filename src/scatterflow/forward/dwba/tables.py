@@ -38,10 +38,10 @@ Array32 = NDArray[np.float32]
 TOLERANCE = 1e-6  # of interpolating along rows and columns, over Porod's law
 _PAIRS = tuple(combinations_with_replacement(range(4), 2))
 _TESTED_ROWS = 12
-_PANEL = 96  # rows that share their nodes
+_PANEL = 128  # rows that share their nodes
 _SHARE = 0.5  # of the tolerance, where it is tested: few rows and pairs of sizes, rows and columns apart
 _LEVELS = 12  # exit angles at which the structure factor is computed: good to 1e-4 but within two pixels of the beam
-_CHUNK, _BLOCK = 64, 32  # images at once, for their stacks and for their pixels: what is made stays in the caches
+_CHUNK, _BLOCK = 96, 48  # images at once, for their stacks and for their pixels: what is made stays in the caches
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def tables(
 def expected_counts(table: Tables, arrangement: Arrangement, stack: Stack) -> NDArray[np.float32]:
     """Counts (simulation, row, column) that particles scatter, as `dwba.particles.expected_counts` without `rough`.
 
-    Holds about 20 MB beside the result and the tables, for 256 x 256 pixels and 30 sizes. Raises SimulationError.
+    Holds about 30 MB beside the result and the tables, for 256 x 256 pixels and 30 sizes. Raises SimulationError.
     """
     check(table.particles, arrangement, stack)
     result = np.empty((len(stack.layers), len(table.rows), len(table.columns)), dtype=np.float32)
