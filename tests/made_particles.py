@@ -123,8 +123,10 @@ def write_frames(study: ParticlesStudy, folder: Path, rows: xr.Dataset) -> list[
         samples = np.repeat(one["parameters"].values, 8, axis=0)
         samples = samples * np.random.default_rng(number).uniform(0.98, 1.02, samples.shape)
         named = xr.DataArray(samples, dims=("sample", "parameter"), coords={"parameter": list(study.prior.names)})
+        answer = answers(study, one, *MODELS["honest"], file)
+        answer = answer.drop_vars([name for name in answer if str(name).endswith("_true")])  # nobody knows it here
         frame = ParticleFrame(
-            file, status, why, answers(study, one, *MODELS["honest"], file),
+            file, status, why, answer,
             {"features": {"value": 1.0, "threshold": 2.0}}, named,
             _shown(study, samples, study.preprocess(one), study.config.instrument),
         )  # fmt: skip

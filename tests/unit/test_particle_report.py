@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from scatterflow.errors import StoreError
 from scatterflow.particles import QUANTITIES, ParticlesStudy
 from scatterflow.report import particlemeasured, particlesections, particletables, particleverdict, style
 from scatterflow.report.figures.particles import spread
 from scatterflow.report.gallery import Gallery, Section
+from scatterflow.report.numbers import significant
 from scatterflow.report.page import StudyPage
 from scatterflow.report.particles import page
 from scatterflow.report.tables import Table
@@ -141,6 +142,25 @@ def test_beyond_the_prior_widths_and_verdicts_are_told(found: Found, shown: Stud
     assert f"{far['width_over_test']['disorder']:.2f} times as wide for disorder" in section(shown, "calibration").lead
 
 
+def test_errors_are_told_over_what_the_counts_allow(found: Found, shown: StudyPage, tmp_path: Path) -> None:
+    normal = float(norm.ppf(0.75))
+    errors = [entry["distance_nm"]["median_error"] for entry in found["estimators"]["honest"]["counts"]]
+    least = [normal * entry["distance_nm"] for entry in found["bound"]["counts"]]
+    ratios = [error / bound for error, bound in zip(errors, least, strict=True)]
+    assert len(ratios) == 2
+    by_counts, by_disorder = section(shown, "limits").pictures
+    assert (
+        f"Honest over the bound: spacing D {significant(min(ratios), 2)} to {significant(max(ratios), 2)}"
+        in by_counts.caption
+    )
+    assert "bound:" not in by_disorder.caption  # the evaluation may have none by disorder
+    bins = [{"low": entry["low"], "high": entry["high"], "n": 3, **found["bound"]["test"]}
+            for entry in found["estimators"]["honest"]["disorder_bins"]]  # fmt: skip
+    changed = found | {"bound": found["bound"] | {"disorder_bins": bins}}
+    (again,) = particlesections.allowed(changed, Gallery(tmp_path, "gold"), 3)
+    assert "Honest over the bound: spacing D" in again.pictures[1].caption
+
+
 def test_ablation_compares_models_on_the_same_images(found: Found, shown: StudyPage) -> None:
     (table,) = section(shown, "ablation").tables
     assert [row[0] for row in table.rows] == ["honest, with artefacts", "bare, without artefacts"]
@@ -156,7 +176,7 @@ def test_numbers_of_frames_that_are_outside_do_not_look_trustworthy(shown: Study
     assert [good[0], bad[0]] == ["frame 5 (p03)", "frame 33 (p03)"]
     assert good[1:3] == ["ok", good[2].strip("()")]
     assert all(cell.startswith("(") and cell.endswith(")") for cell in bad[2:6])
-    assert missing[1:] == ["missing", *["\N{EN DASH}"] * 6]
+    assert missing[1:] == ["missing", *["\N{EN DASH}"] * 5]
     assert why.rows[1][-1] == made.WHY
     images = section(shown, "frames-rebuilt").pictures
     assert "means nothing" in images[1].caption
@@ -167,7 +187,7 @@ def test_numbers_of_frames_that_are_outside_do_not_look_trustworthy(shown: Study
         assert (style.BLUE in drawn) != grey
     assert shown.verdict is not None
     assert "1 of 2 real frames lie in the range" in shown.verdict.sentences[-1]
-    assert "1 lie outside" in shown.verdict.sentences[-1]
+    assert "1 lies outside" in shown.verdict.sentences[-1]
 
 
 def test_text_of_files_is_escaped_and_starts_no_formula(study: ParticlesStudy, results: Path) -> None:

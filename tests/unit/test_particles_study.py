@@ -10,6 +10,7 @@ import xarray as xr
 from scipy.stats import truncnorm
 
 from scatterflow import instrument as geometry
+from scatterflow import particles, sizes
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.loading import validate
 from scatterflow.config.study import ParticlesConfig
@@ -53,16 +54,17 @@ def test_diffuse_counts_are_those_of_every_pixel(cut_off: float) -> None:
         cross = None if number % 2 else float(rng.uniform(5, 500))
         stack = Stack(layers, ("tanh", "erf")[number % 2], cut_off, cross)
         few = Arrangement(np.ones((3, 1)), np.full(3, 12.0), np.full(3, 0.2))
-        both, alone = (
-            dwba.expected_counts(particle, few, stack, of, rows, columns, rough) for rough in (True, False)
-        )
+        both, alone = (dwba.expected_counts(particle, few, stack, of, rows, columns, rough) for rough in (True, False))
         wanted, found = both - alone, diffuse_counts(stack, of, rows, columns)
         assert found.shape == wanted.shape and found.dtype == np.float32
         lit = wanted > 0
-        # the difference cancels where particles are much brighter: compared where 1e-9 of them is nothing
+        # of the image: interference of correlated interfaces may leave next to nothing
+        assert np.abs(found - wanted).max() <= 1e-4 * wanted.max()
+        assert (np.abs(found - wanted) / both).max() < 1e-4
+        # the difference of both cancels where particles are much brighter
         clear = lit & (wanted > 1e-6 * both)
         assert clear.sum() > 0.5 * lit.sum()
-        np.testing.assert_allclose(found[clear], wanted[clear], rtol=1e-3)
+        np.testing.assert_allclose(found[clear], wanted[clear], rtol=3e-3)
         np.testing.assert_array_equal(found[~lit & (alone > 0)], 0)
         beyond.append((found == 0).mean())
     assert (min(beyond) > 0.1) == (cut_off < 0.5)  # the wide cut-off lies outside of the detector
@@ -71,11 +73,9 @@ def test_diffuse_counts_are_those_of_every_pixel(cut_off: float) -> None:
 def test_roughness_is_added_and_can_be_left_out() -> None:
     rough, smooth = made.study(), made.study(forward={"roughness": False})
     theta = rough.prior.sample(3).values
-    rows, columns = geometry.axes(geometry.view(rough.config.instrument, "image"))[:2]
-    from scatterflow import sizes
-
+    bins = geometry.axes(geometry.view(rough.config.instrument, "image"))
     besides = diffuse_counts(
-        sizes.stack(rough.config.sample, theta, rough.energy_kev), rough.config.instrument, rows, columns
+        sizes.stack(rough.config.sample, theta, rough.energy_kev), rough.config.instrument, bins.z, bins.y
     )
     assert (besides > 0).all()
     both, alone = rough.expected(theta), smooth.expected(theta)
@@ -138,7 +138,10 @@ def test_engines_and_views_that_are_not(arguments: dict[str, Any], message: str)
 
 def test_counts_that_are_no_numbers_are_refused() -> None:
     one = made.study(instrument={"beam_intensity": 1e300})  # beyond float32
-    with np.errstate(over="ignore"), pytest.raises(SimulationError, match="counts of row 0 must be finite"):
+    with (
+        np.errstate(over="ignore", invalid="ignore"),
+        pytest.raises(SimulationError, match="counts of row 0 must be finite"),
+    ):
         one.expected(one.prior.sample(1).values)
 
 
@@ -190,7 +193,7 @@ def test_sizes_and_heights_are_independent() -> None:
         ({"seed": 12}, True, True),
         ({"sample": {"disorder": [0.05, 0.3]}}, True, True),
         ({"sample": {"layers": [made.LAYER]}}, True, True),
-        ({"instrument": {"incidence_deg": 0.41}}, True, True),
+        ({"instrument": {"incidence_deg": 0.39}}, True, True),
         ({"instrument": {"views": {"image": made.VIEW | {"bins": [16, 40]}}}}, True, True),
         ({"forward": {"engine": "bornagain"}}, True, True),
         ({"forward": {"roughness": False}}, True, True),
@@ -198,16 +201,14 @@ def test_sizes_and_heights_are_independent() -> None:
         ({"instrument": {"masked": []}}, False, True),
         ({"artefacts": {"total_counts": [1e4, 1e5]}}, False, True),
         ({"artefacts": {"gaps": {"place": "random"}}}, False, True),
-        ({"simulate": {"simulations": 80}}, False, False),
+        ({"simulate": {"simulations": 120}}, False, False),
         ({"forward": {"batch_bytes": 1_000_000}}, False, False),
         ({"forward": {"cross_check": 1, "tolerance": 0.1}}, False, False),
         ({"evaluation": {"total_counts": 1e4}}, False, False),
         ({"baselines": {"starts": 2}}, False, False),
     ],
 )
-def test_identities_change_with_what_they_depend_on(
-    changes: dict[str, Any], simulations: bool, features: bool
-) -> None:
+def test_identities_change_with_what_they_depend_on(changes: dict[str, Any], simulations: bool, features: bool) -> None:
     base, other = made.study(), made.study(**changes)
     assert (other.simulation_identity() != base.simulation_identity()) is simulations
     assert (other.features_identity() != base.features_identity()) is features
@@ -226,7 +227,7 @@ def test_tolerance_of_tables_does_not_change_bornagains_images() -> None:
         ("inference", {"samples": 60}, {"train", "infer"}),
         ("models", {"dual-branch": {"artefacts": False}}, {"train"}),
         ("forward", {"cross_check": 1}, {"cross-check"}),
-        ("simulate", {"shard_size": 20}, set()),
+        ("simulate", {"shard_size": 10}, set()),
     ],
 )
 def test_stages_run_again_after_changes_of_their_options(
@@ -274,7 +275,7 @@ def test_real_frames_are_masked_where_the_study_is() -> None:
     )
     counts["mask_image"][0, 3, 5] = False
     seen = one.seen(counts)
-    width = (made.VIEW["columns"][1] - made.VIEW["columns"][0]) / 40  # type: ignore[index]  # a mapping of lists
+    width = (made.VIEW["columns"][1] - made.VIEW["columns"][0]) / 40
     masked = [column for column in range(40) if 752 < 392 + width * (column + 0.5) < 832]
     wanted = np.ones((32, 40), dtype=bool)
     wanted[:, masked] = False
@@ -294,22 +295,24 @@ def test_tables_are_kept_and_used_again(tmp_path: Path, monkeypatch: pytest.Monk
     theta = one.prior.sample(2).values
     first = one.expected(theta)
     (file,) = (tmp_path / "tables").iterdir()
-    written, content = file.stat().st_mtime_ns, file.read_bytes()
+    written = file.stat().st_mtime_ns
     forget()
     np.testing.assert_array_equal(one.expected(theta), first)
     assert file.stat().st_mtime_ns == written  # read, not made
-    damaged = bytearray(content)
+    damaged = bytearray(file.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     file.write_bytes(damaged)
     forget()
     np.testing.assert_array_equal(one.expected(theta), first)
-    assert file.read_bytes() == content
+    assert file.read_bytes() != damaged
+    written = file.stat().st_mtime_ns
+    forget()
+    np.testing.assert_array_equal(one.expected(theta), first)
+    assert file.stat().st_mtime_ns == written  # what was made anew is whole
 
 
 def forget() -> None:
     """Tables of this process."""
-    from scatterflow import particles
-
     particles._table.cache_clear()
 
 
@@ -341,16 +344,22 @@ def test_tables_lie_in_the_cache_of_the_user(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"instrument": {"views": {"image": made.VIEW | {"rows": [[300, 700]]}}}}, "must lie above the horizon, row 3"),
+        (
+            {"instrument": {"views": {"image": made.VIEW | {"rows": [[300, 684]]}}}},
+            "must lie above the horizon, row 471.6, but begins at row 300",
+        ),
         ({"instrument": {"beam_z_px": -5000.0}}, "the horizon, row -.*must lie on the detector of 1679 rows"),
         ({"instrument": {"beam_z_px": 5000.0}}, "must lie above the horizon, row 5"),
         ({"instrument": {"geometry": "flat"}}, "instrument.geometry must be bornagain"),
         ({"instrument": {"background": 1.0}}, "instrument.background must be 0"),
         ({"instrument": {"views": {"image": made.VIEW, "profile": made.VIEW}}}, "must define 'image' alone"),
         ({"instrument": {"views": {"picture": made.VIEW}}}, "must define 'image' alone"),
-        ({"instrument": {"views": {"image": made.VIEW | {"sampling": [2, "gauss3"]}}}}, "sampled by integers"),
         (
-            {"instrument": {"views": {"image": made.VIEW | {"rows": [[474, 600], [640, 858]]}}}},
+            {"instrument": {"views": {"image": made.VIEW | {"bins": [32, 1], "sampling": [2, "gauss3"]}}}},
+            "sampled by integers",
+        ),
+        (
+            {"instrument": {"views": {"image": made.VIEW | {"rows": [[474, 594], [600, 800]]}}}},
             "must be one range of rows",
         ),
         ({"models": {"abc": {}}}, "the name 'abc' is taken"),
@@ -358,8 +367,9 @@ def test_tables_lie_in_the_cache_of_the_user(tmp_path: Path, monkeypatch: pytest
         ({"evaluation": {"beyond_disorder": [0.6, 0.4]}}, "beyond_disorder must ascend between 0 and 1"),
         ({"evaluation": {"beyond_disorder": [0.4, 1.5]}}, "beyond_disorder must ascend between 0 and 1"),
         ({"evaluation": {"counts_series": [1e4, 0.0]}}, "counts_series must be above 0"),
-        ({"sample": {"modes": {"mean_radius_nm": [5.0, 6.0]}}}, "modes: 1 of them need mean radii"),
-        ({"sample": {"radius_nm": [0.5, 2.0]}}, "modes: 1 of them need mean radii"),
+        ({"sample": {"modes": {"mean_radius_nm": [3.5, 4.0], "number": 4}}}, "modes: 4 of them need mean radii"),
+        ({"sample": {"radius_nm": [0.5, 1.6]}}, "modes: 1 of them need mean radii"),
+        ({"sample": {"modes": {"mean_radius_nm": [5.0, 6.0]}}}, "distance_nm must start at 10.2 nm or more"),
         ({"sample": {"layer": 1}}, "layer must be at most 0"),
         ({"baselines": {"methods": ["cut-fit", "guess"]}}, "methods"),
         ({"forward": {"engine": "fast"}}, "engine"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,8 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
-from scipy.special import logsumexp
+from numpy.typing import NDArray
 
 from scatterflow.config.dualbranch import DualBranchConfig
 from scatterflow.config.loading import validate
@@ -23,6 +21,8 @@ from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models import fastflow
 from scatterflow.models.bundle import mode_fit, read_bundle, write_bundle
 from scatterflow.models.dualbranch import SECOND, Ensemble, Reduction, Seen, build, reduction
+from scatterflow.models.mixture import MixedPosterior
+from scatterflow.models.particlecard import card
 from scatterflow.models.posterior import ModeFit, Posterior
 from scatterflow.models.regressor import limited_threads
 from scatterflow.particles import VIEW, ParticlesStudy
@@ -44,59 +44,13 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class MixedPosterior:
-    """Posterior of images under an ensemble: the members' posteriors with equal weights."""
-
-    members: tuple[Posterior, ...]
-
-    def sample(self, n: int, seed: int = 0) -> xr.DataArray:
-        """`n` samples per image, (observation, sample, parameter), from the members by turns; see `Posterior.sample`."""
-        prior = self.members[0].prior
-        return xr.DataArray(
-            self.drawn(n, seed),
-            dims=("observation", "sample", "parameter"),
-            coords={"parameter": list(prior.names), "unit": ("parameter", list(prior.units))},
-            name="posterior",
-            attrs={"long_name": "posterior samples", "units": "see coordinate unit", "seed": seed},
-        )
-
-    def drawn(self, n: int, seed: int = 0) -> Array:
-        """The values of `sample`."""
-        number = len(self.members)
-        parts = [member.drawn((n - k + number - 1) // number, seed) for k, member in enumerate(self.members)]
-        if number == 1:
-            return parts[0]
-        values = np.empty((len(parts[0]), n, parts[0].shape[2]))
-        for k, part in enumerate(parts):
-            values[:, k::number] = part
-        return values
-
-    def log_prob(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
-        """Natural log density over box-scaled parameters; see `Posterior.log_prob`."""
-        return self._mean([member.log_prob(theta) for member in self.members])
-
-    def information_gain(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
-        """log q(theta | image) - log p(theta) [nat]; see `Posterior.information_gain`."""
-        return self._mean([member.information_gain(theta) for member in self.members])
-
-    def map(self, n: int = 200, seed: int = 0) -> xr.DataArray:
-        """The sample of highest density over box-scaled parameters, out of `n`: (observation, parameter)."""
-        samples = self.sample(n, seed)
-        best = self.log_prob(samples).argmax("sample")
-        return samples.isel(sample=best).drop_attrs().rename("map")
-
-    def _mean(self, parts: Sequence[xr.DataArray]) -> xr.DataArray:
-        return parts[0].copy(data=logsumexp([part.values for part in parts], axis=0) - math.log(len(parts)))
-
-
-@dataclass(frozen=True)
 class ParticleModel:
     """A trained model; made by `dualbranch_training` or `load_particle_model`. `name` is its name in the configuration.
 
-    `fits`: what validation rows fixed of each member's posterior. `factors`, by quantity and for p(R)'s band: polynomial
-    in the exposure (see `_exposure`) of the logarithm of the factor by which the ends of the posterior's intervals are moved
-    away from the median, so that they hold their share of the validation rows. `scores` (plain JSON) are those on validation rows; `verdict` holds thresholds by score, and `arrays` what the
-    feature score needs.
+    `fits`: what validation rows fixed of each member's posterior. `factors`, by quantity and for p(R)'s band: polynomial in
+    the exposure (see `_exposure`), the logarithm of the factor by which the ends of the posterior's intervals are moved
+    away from the median, so that they hold their share of the validation rows. `scores` (plain JSON) are those on
+    validation rows; `verdict` holds thresholds by score, and `arrays` what the feature score needs.
     """
 
     name: str
@@ -288,7 +242,7 @@ class ParticleModel:
         theta, exposure = self.study.prior.values(features["parameters"]), self._exposure(features)
         plain = replace(self, factors={})
         found = plain._summaries(plain.posterior(features).drawn(n, seed), exposure)
-        share, factors = self.study.config.inference.interval, {}
+        share, factors = self.study.config.inference.interval, dict[str, tuple[float, ...]]()
         powers = exposure[:, None] ** np.arange(1, _DEGREE + 1)
         for name, truth in self.quantities_of(theta).items():
             median, low, high = (found[name][key] for key in ("median", "low", "high"))
@@ -439,35 +393,3 @@ def load_particle_model(folder: str | Path) -> ParticleModel:
     networks.load_state_dict(weights)
     networks.eval().requires_grad_(False)
     return model
-
-
-def card(model: ParticleModel) -> str:
-    """What a person should know before using the model, as Markdown."""
-    study, training, scores = model.study, model.training, model.scores
-    lines = [
-        f"# {model.name} of study {study.name}",
-        "",
-        f"p(R), spacing and disorder of particles, and the posterior of {len(study.prior.names)} parameters, from one "
-        f"GISAXS image of {model.reduction.shape[0]} x {model.reduction.shape[1]} bins (z, y) in counts with its mask, by "
-        f"{model.config.members} network(s) of kind {model.config.kind} (trunk: {model.config.trunk.kind}).",
-        "",
-        f"Trained on {training.get('rows', {}).get('train', 0):,} simulations, recorded anew with other artefacts, chosen "
-        f"on {training.get('rows', {}).get('validation', 0):,} others.",
-        "",
-        "## On the validation simulations",
-        "",
-        *(f"- {name}: {value:.4g}" for name, value in scores.items() if isinstance(value, float)),
-        "",
-        "These set the widths of the intervals, too; scores on simulations that nothing was set on are in the evaluation.",
-        "",
-        "## Limits",
-        "",
-        "It knows samples within the ranges of its prior, measured in its own geometry, and nothing else. Do not believe "
-        "its answer on an image whose verdict is not 'ok'. The verdict's thresholds:",
-        "",
-        *(f"- {name}: {limit['threshold']:.3g}" for name, limit in model.verdict.items()),
-        "",
-        *(f"- {unit.name}: {unit.lower:g} to {unit.upper:g} {unit.unit}" for unit in study.prior.parameters),
-        "",
-    ]
-    return "\n".join(lines)

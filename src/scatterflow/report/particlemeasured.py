@@ -21,6 +21,7 @@ from scatterflow.report.realframes import MEANING
 
 Found = Mapping[str, Any]
 _SHOWN = 6  # frames with images, and named in the headline; the table names all
+_BESIDE = 3  # figures that a wide page shows beside each other
 _SERIES = QUANTITIES[:3]
 
 
@@ -45,8 +46,11 @@ def sections(
         for number, entry in enumerate(summaries)
         if str(number) in arrays
     ][:_SHOWN]
-    pictures = [_image(*each, interval, gallery) for each in shown]  # cuts come to lie below their images
-    pictures += [picture for each in shown if (picture := _cuts(*each, gallery)) is not None]
+    pictures: list[Picture] = []
+    for start in range(0, len(shown), _BESIDE):  # cuts come to lie below their images
+        some = shown[start : start + _BESIDE]
+        pictures += [_image(*each, interval, gallery) for each in some]
+        pictures += [picture for each in some if (picture := _cuts(*each, gallery)) is not None]
     if pictures:
         lead = (
             "Rebuilt: mean of the images of posterior samples, each with the scale and the even background that fit best; "
@@ -67,7 +71,8 @@ def sentence(summaries: Sequence[Found]) -> str:
     words = f"{len(good)} of {len(answered)} real frames lie in the range of the simulations"
     words += f" ({joined(good[:_SHOWN])})" if good else ""
     outside = len(answered) - len(good)
-    end = f"{outside} lie outside: numbers inferred there mean nothing" if outside else "none lies outside"
+    some = f"{outside} {'lies' if outside == 1 else 'lie'} outside: numbers inferred there mean nothing"
+    end = some if outside else "none lies outside"
     return f"{words}; {end}."
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,12 +104,12 @@ def examples(shown: xr.Dataset | None, interval: float, gallery: Gallery) -> Sec
     pictures = []
     for number in range(shown.sizes["simulation"]):
         one = shown.isel(simulation=number)
-        apart = f"{significant(float(one['wasserstein_nm']), 2)} nm from the truth" if "wasserstein_nm" in one else ""
+        apart = f"{_number(one, 'wasserstein_nm', 2)} nm from the truth" if "wasserstein_nm" in one else ""
         words = []
         for name in QUANTITIES:
             if name in one:
                 unit = f" {drawing.UNITS[name]}" if drawing.UNITS[name] else ""
-                value, true = (significant(float(one[key])) for key in (name, f"{name}_true"))
+                value, true = (_number(one, key) for key in (name, f"{name}_true"))
                 words.append(f"{drawing.SYMBOLS[name]} {value} (truth {true}){unit}")
         text = f"p(R) {apart}; {joined(words)}" if apart else joined(words)
         pictures.append(
@@ -119,6 +120,11 @@ def examples(shown: xr.Dataset | None, interval: float, gallery: Gallery) -> Sec
         "posterior's median, with the scale and the even background that fit best."
     )
     return Section("examples", title, lead, pictures)
+
+
+def _number(one: xr.Dataset, name: str, digits: int = 3) -> str:
+    value = float(one[name])
+    return significant(value, digits) if math.isfinite(value) else NONE
 
 
 def image_picture(
@@ -168,6 +174,8 @@ def allowed(found: Found, gallery: Gallery, seed: int) -> list[Section]:
             )
     if not pictures:
         return []
+    if not bound.get("counts"):
+        return [Section("limits", title, pictures=pictures)]
     number = f" (medians of {bound['n']:,} images)" if bound.get("n") else ""
     lead = (
         f"The Cram\u00e9r\N{EN DASH}Rao bound{number} takes the artefacts as known but for an even background: nobody "

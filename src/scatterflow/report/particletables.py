@@ -140,13 +140,18 @@ def ablation(found: Found, pair: Sequence[str], labels: Mapping[str, str]) -> Ta
         rows.append(
             [f"{labels[name]}, {'without' if number else 'with'} artefacts", nanometres(test),
              *(error(each, test.get(each)) for each in names),
-             *(share(test.get(each), "coverage") for each in names), share(test, "outside")]
+             *(percent((test.get(each) or {}).get("coverage")) for each in names), percent(test.get("outside"))]
         )  # fmt: skip
     heads = [
         "trained", "p(R) off by", *(SYMBOLS[each] for each in names), *(f"{SYMBOLS[each]}: held" for each in names),
         "called outside",
     ]  # fmt: skip
-    return Table("With and without artefacts", heads, rows, ["The same test images, which have artefacts."])
+    return Table(
+        "With and without artefacts",
+        heads,
+        rows,
+        ["The same test images, which have artefacts. Held: truths in the intervals."],
+    )
 
 
 def frames(summaries: Sequence[Found], called: Sequence[str]) -> list[Table]:
@@ -157,14 +162,14 @@ def frames(summaries: Sequence[Found], called: Sequence[str]) -> list[Table]:
     for short, entry in zip(called, summaries, strict=True):
         trusted, peak = entry["status"] == "ok", entry.get("peak") or {}
         told = (interval((entry.get("estimates") or {}).get(name)) for name in names)
-        places = (pixels(peak.get(f"peak_px_{what}")) for what in ("measured", "rebuilt"))
-        rows.append([short, str(entry["status"]), *(_bracketed(text, trusted) for text in told), *places])
+        places = " / ".join(pixels(peak.get(f"peak_px_{what}")) for what in ("measured", "rebuilt")) if peak else NONE
+        rows.append([short, str(entry["status"]), *(_bracketed(text, trusted) for text in told), places])
         limits = (_score((entry.get("scores") or {}).get(name)) for name in scores)
         reasons.append([short, *limits, str(entry["file"]), str(entry["why"])])
-    heads = ["frame", "verdict", *(quantity(name) for name in names), "peak measured / px", "peak rebuilt / px"]
+    heads = ["frame", "verdict", *(quantity(name) for name in names), "peak / px"]
     notes = [
         "Medians with the ends of their intervals; in parentheses: answers on frames that are outside, which mean nothing. "
-        "Peak: of correlation, in the in-plane cut, in pixels of the frame's own detector from the beam."
+        "Peak: of correlation, in the in-plane cut, recorded / rebuilt, in pixels of the frame's own detector from the beam."
     ]
     why = ["frame", *(f"{name} score (limit)" for name in scores), "file", "why"]
     return [Table("Verdict and answers", heads, rows, notes), Table("Why", why, reasons)]

@@ -114,7 +114,8 @@ def against_truth(
             handles.setdefault(estimator, (drawn[0], plain(labels[estimator])))
             if order == 0 and one.low is not None and one.high is not None:
                 bars = spread(one.values, _BARS)
-                axes.vlines(one.truth[bars], one.low[bars], one.high[bars], color=color, linewidth=0.8, alpha=0.8)
+                start, end = np.clip(one.low[bars], low, high), np.clip(one.high[bars], low, high)
+                axes.vlines(one.truth[bars], start, end, color=color, linewidth=0.8, alpha=0.8)
         axes.set(xlim=(low, high), ylim=(low, high))
         axes.set_title(quantity(name), loc="left", fontsize=8.5)
         axes.locator_params(nbins=4)
