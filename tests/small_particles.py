@@ -31,7 +31,7 @@ STUDY: dict[str, Any] = {
     "kind": "particles",
     "instrument": INSTRUMENT,
     "sample": SAMPLE,
-    "simulate": {"simulations": 90, "held_back": 20, "validation": 20, "shard_size": 30, "chunk_size": 10},
+    "simulate": {"simulations": 90, "held_back": 20, "validation": 20, "shard_size": 90, "chunk_size": 10},
     "models": {"dual-branch": {}},
     "baselines": {"starts": 1, "fitted": 3, "accepted": 10},
     "inference": {"samples": 50, "predictive_draws": 4, "predictive_references": 20},

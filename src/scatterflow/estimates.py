@@ -27,33 +27,24 @@ _LONG = {
 _BLOCK = 256  # images whose samples become size distributions at once
 
 
-def of_samples(
-    study: ParticlesStudy, samples: xr.DataArray, interval: float, factors: Mapping[str, float] | None = None
-) -> xr.Dataset:
+def of_samples(study: ParticlesStudy, samples: xr.DataArray, interval: float) -> xr.Dataset:
     """Estimates from posterior `samples` (observation, sample, parameter): medians, deviations, central intervals.
 
-    `factors` stretch the intervals about the median, by quantity and for the band of p(R): a model's calibration.
     `size_distribution` is the posterior mean. Holds the size distributions of 256 images' samples at once.
     """
-    values, stretch = samples.values, factors or {}
+    values = samples.values
     tails = [(1 - interval) / 2, 0.5, (1 + interval) / 2]
     found: dict[str, list[Array]] = {}
     for start in range(0, len(values), _BLOCK):
         part = values[start : start + _BLOCK]
         for name, each in study.quantities(part).items():
             low, middle, high = np.quantile(each, tails, axis=1)
-            factor = stretch.get(name, 1.0)
-            for suffix, column in (
-                ("", middle), ("_sd", factor * each.std(axis=1, ddof=1)),
-                ("_low", middle - factor * (middle - low)), ("_high", middle + factor * (high - middle)),
-            ):  # fmt: skip
+            for suffix, column in (("", middle), ("_sd", each.std(axis=1, ddof=1)), ("_low", low), ("_high", high)):
                 found.setdefault(name + suffix, []).append(column)
         p = study.size_distribution(part.reshape(-1, part.shape[-1])).values.reshape(*part.shape[:2], -1)
-        low, middle, high = np.quantile(p, tails, axis=1)
-        factor = stretch.get(P, 1.0)
-        found.setdefault(P, []).append(p.mean(axis=1))
-        found.setdefault(f"{P}_low", []).append(np.maximum(middle - factor * (middle - low), 0.0))
-        found.setdefault(f"{P}_high", []).append(np.minimum(middle + factor * (high - middle), 1.0))
+        low, _, high = np.quantile(p, tails, axis=1)
+        for suffix, column in (("", p.mean(axis=1)), ("_low", low), ("_high", high)):
+            found.setdefault(P + suffix, []).append(column)
     return labelled(study, {name: np.concatenate(parts) for name, parts in found.items()})
 
 

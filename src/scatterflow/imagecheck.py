@@ -25,6 +25,7 @@ _FLOOR = 0.5  # counts per coarse bin below which a logarithm says nothing
 _ARTEFACTS = 0.1  # relative deviation that artefacts may cause
 BORDER = 0.03  # of the range of disorder
 _CUT = 16.0  # squared residuals beyond this count as this
+_ROBUST = 6  # rounds of weights in a fit that takes little notice of bins far off
 _ROWS = 32  # images whose posterior samples are simulated at once
 
 
@@ -72,24 +73,36 @@ class Fitted(NamedTuple):
     score: Array
 
 
-def fitted(expected: NDArray[Any], counts: NDArray[Any], valid: NDArray[np.bool_]) -> Fitted:
-    """Scale and even background, neither negative, with which `expected` is nearest to `counts` (simulation, z, y)."""
+def fitted(
+    expected: NDArray[Any], counts: NDArray[Any], valid: NDArray[np.bool_], cauchy: float | None = None
+) -> Fitted:
+    """Scale and even background, neither negative, with which `expected` is nearest to `counts` (simulation, z, y).
+
+    With `cauchy`, the residual at which a bin's weight is a half, what is far off weighs little. Where nothing is valid
+    both are 0.
+    """
     n, m = (np.asarray(each, dtype=np.float64) * valid for each in (counts, expected))
-    total = np.maximum(n.sum((1, 2)), 1) / np.maximum(m.sum((1, 2)), np.finfo(float).tiny)
+    tiny = np.finfo(float).tiny
+    total = np.maximum(n.sum((1, 2)), 1) / np.maximum(m.sum((1, 2)), tiny)
     m *= total[:, None, None]
     model = n  # weights are those of the data first, of the model then
-    for _ in range(2):
+    for step in range(2 if cauchy is None else _ROBUST):
         weight = valid / variance(model)
+        if cauchy is not None and step:
+            weight /= 1 + (n - model) ** 2 / variance(model) / cauchy**2
         s = {key: (weight * a * b).sum((1, 2)) for key, (a, b) in _products(m, n).items()}
         size = np.maximum(s["mm"] * s["11"] - s["m1"] ** 2, 1e-12 * s["mm"] * s["11"])
+        size = np.maximum(size, tiny)
         scale = (s["mn"] * s["11"] - s["1n"] * s["m1"]) / size
         level = (s["1n"] * s["mm"] - s["mn"] * s["m1"]) / size
         scale, level = (
-            np.where(level < 0, s["mn"] / s["mm"], np.maximum(scale, 0)),
-            np.where(scale < 0, s["1n"] / s["11"], np.maximum(level, 0)),
+            np.where(level < 0, s["mn"] / np.maximum(s["mm"], tiny), np.maximum(scale, 0)),
+            np.where(scale < 0, s["1n"] / np.maximum(s["11"], tiny), np.maximum(level, 0)),
         )
         model = scale[:, None, None] * m + level[:, None, None]
-    score = (np.minimum((n - model) ** 2 / variance(model), _CUT) * valid).sum((1, 2)) / np.maximum(valid.sum((1, 2)), 1)
+    score = (np.minimum((n - model) ** 2 / variance(model), _CUT) * valid).sum((1, 2)) / np.maximum(
+        valid.sum((1, 2)), 1
+    )
     return Fitted(model, scale * total, level, score)
 
 

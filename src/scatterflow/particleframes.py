@@ -92,7 +92,7 @@ def _answer(
     features = study.seen(recorded)
     _check_counts(name, features)
     settings = study.config.inference
-    samples = model.posterior(features).sample(settings.samples, seed)
+    samples = model.samples(features, settings.samples, seed)
     found = imagecheck.scores(study, model.feature_score, samples, features)
     values = {key: float(each[0]) for key, each in found.items()}
     status, why = verdict.judge(values, model.verdict)

@@ -71,13 +71,13 @@ def _refine(
 def _linearised(
     study: ParticlesStudy, cube: Array, counts: NDArray[np.floating], valid: NDArray[np.bool_]
 ) -> tuple[Array, Array, Array]:
-    """Gradient (image, parameter), information (image, parameter, parameter) and robust chi2 (image,) at points of the cube."""
+    """Gradient (image, parameter), information (image, parameter, parameter), robust chi2 (image,) at points of the cube."""
     number, size = cube.shape
     steps = np.where(cube < 0.5, _STEP, -_STEP)
     points = cube[:, None] + np.concatenate([np.zeros((1, size)), np.eye(size)])[None] * steps[:, None]
     images = study.expected(study.prior.from_cube(points).reshape(-1, size))
     images = images.reshape(number, size + 1, -1)
-    fit = fitted(images[:, 0].reshape(counts.shape), counts, valid)
+    fit = fitted(images[:, 0].reshape(counts.shape), counts, valid, _CAUCHY)
     model, seen = fit.image.reshape(number, -1), valid.reshape(number, -1)
     spread = variance(model)
     residual = (np.where(seen, counts.reshape(number, -1), 0) - model) * seen

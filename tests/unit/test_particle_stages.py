@@ -74,7 +74,8 @@ def test_sets_have_the_counts_asked_for(total: float) -> None:
     counts = study.simulate(theta).assign(parameters=theta)
     sums = sets.recorded(study, counts, total)["image"].sum(("z_image", "y_image")).values
     z = (sums - total) / np.sqrt(total)
-    assert abs(z.mean()) < 4 / np.sqrt(len(z)) and np.abs(z).max() < 5
+    assert abs(z.mean()) < 4 / np.sqrt(len(z))
+    assert np.abs(z).max() < 5
 
 
 def test_beyond_is_the_same_samples_with_more_disorder(results: tuple[ParticlesStudy, Path]) -> None:
@@ -83,7 +84,8 @@ def test_beyond_is_the_same_samples_with_more_disorder(results: tuple[ParticlesS
     at = study.prior.names.index("disorder")
     beyond, test = found["beyond"]["parameters"].values, found["test"]["parameters"].values[:10]
     low, high = study.config.evaluation.beyond_disorder
-    assert ((beyond[:, at] > low) & (beyond[:, at] < high)).all() and len(set(beyond[:, at])) == 10
+    assert ((beyond[:, at] > low) & (beyond[:, at] < high)).all()
+    assert len(set(beyond[:, at])) == 10
     np.testing.assert_array_equal(np.delete(beyond, at, 1), np.delete(test, at, 1))
     # its images are those of the disorder: recorded without artefacts they are the engine's
     few = xr.Dataset({"image": found["test"]["image"][:3], "parameters": found["test"]["parameters"][:3]})
@@ -120,7 +122,8 @@ def test_baselines_answer_all_sets(results: tuple[ParticlesStudy, Path]) -> None
         assert all(np.isfinite(each).all() for name, each in test.data_vars.items() if not name.endswith("_sd"))
     assert "size_distribution" not in evaluate.read_estimates(folder / "baseline" / "peak.nc")["test"]
     judged = evaluate.merit(evaluate.read_estimates(folder / "baseline" / "abc.nc")["test"])
-    assert judged["n"] == 20 and judged["distance_nm"]["median_error"] < 9 / 4  # of who answers the middle: at least
+    assert judged["n"] == 20
+    assert judged["distance_nm"]["median_error"] < 9 / 4
 
 
 def test_methods_that_know_the_surface_only_are_left_out_inside_a_layer(tmp_path: Path) -> None:
@@ -160,16 +163,17 @@ def answers(**values: Any) -> xr.Dataset:
 
 def test_merit_of_known_answers() -> None:
     true = np.array([10.0, 10.0, 20.0, 40.0, 50.0])
-    value = true + [1.0, -2.0, 0.0, 4.0, -10.0]
+    value = true + np.array([1.0, -2.0, 0.0, 4.0, -10.0])
     rows = answers(
-        distance_nm=value, distance_nm_true=true, distance_nm_low=value - [1, 1, 1, 1, 10],
-        distance_nm_high=value + [1, 1, 1, 3, 10], wasserstein_nm=[1.0, 2.0, 3.0, 4.0, 10.0],
+        distance_nm=value, distance_nm_true=true, distance_nm_low=value - np.array([1, 1, 1, 1, 10]),
+        distance_nm_high=value + np.array([1, 1, 1, 3, 10]), wasserstein_nm=[1.0, 2.0, 3.0, 4.0, 10.0],
         outside=[True, False, False, True, False], information_gain=[1.0, 2.0, 3.0, 4.0, 5.0],
     )  # fmt: skip
     found = evaluate.merit(rows)
     assert found["n"] == 5
     entry = found["distance_nm"]
-    assert entry["median_error"] == 2.0 and entry["mean_error"] == pytest.approx(17 / 5)
+    assert entry["median_error"] == 2.0
+    assert entry["mean_error"] == pytest.approx(17 / 5)
     assert entry["median_relative_error"] == pytest.approx(0.1)
     assert entry["median_width"] == 2.0
     assert entry["coverage"] == pytest.approx(3 / 5)  # both borders belong to it
@@ -209,7 +213,7 @@ def test_damaged_estimates_are_told_in_one_line(tmp_path: Path, content: bytes) 
     path = tmp_path / "abc.nc"
     path.write_bytes(content)
     for each in (path, tmp_path / "absent.nc"):
-        with pytest.raises(StoreError, match="must be a readable NetCDF file.*scatterflow baseline") as caught:
+        with pytest.raises(StoreError, match=r"must be a readable NetCDF file.*scatterflow baseline") as caught:
             evaluate.read_estimates(each)
         assert "\n" not in str(caught.value)
 
@@ -264,7 +268,8 @@ def test_factors_stretch_about_the_median(study: ParticlesStudy) -> None:
     np.testing.assert_allclose(plain["size_distribution"][2], sizes.mean(0))
     np.testing.assert_allclose(plain["size_distribution"].sum("radius"), 1)
     assert plain["disorder"][2] == pytest.approx(np.median(samples.values[2, :, study.prior.names.index("disorder")]))
-    assert plain["distance_nm"].attrs["units"] == "nm" and plain["disorder"].attrs["units"] == "1"
+    assert plain["distance_nm"].attrs["units"] == "nm"
+    assert plain["disorder"].attrs["units"] == "1"
 
 
 def test_bands_stay_shares(study: ParticlesStudy) -> None:

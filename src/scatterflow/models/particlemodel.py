@@ -13,7 +13,9 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
+from scatterflow import imagecheck, refine, seeds
 from scatterflow.config.dualbranch import DualBranchConfig
 from scatterflow.config.loading import validate
 from scatterflow.config.study import ParticlesConfig
@@ -36,6 +38,9 @@ QUANTITIES = ("distance_nm", "disorder", "mean_radius_nm", "width_nm")
 _UNITS = {"distance_nm": "nm", "disorder": "1", "mean_radius_nm": "nm", "width_nm": "nm"}
 _EXTRA = "extra."  # prefix of arrays that are no weights of the networks
 _ROWS = 128  # images at once: their samples of p(R) are 100 MB at most for 400 samples of 256 sizes
+_REFINED = 300  # validation images that refined answers are calibrated on
+_SMALLEST = 2.0**-53  # uniform number that has a normal quantile
+_OPEN = 0.6  # disorder up to which a paracrystal makes sense: the end of intervals at the upper end of the prior
 _REGRESSED = 200  # validation images from which on calibration depends on exposure
 _DEGREE = 2  # of the polynomial in exposure
 _SEEN = 1e-3  # share of the particles in a bin of radii below which it is empty for all purposes
@@ -49,8 +54,9 @@ class ParticleModel:
 
     `fits`: what validation rows fixed of each member's posterior. `factors`, by quantity and for p(R)'s band: polynomial in
     the exposure (see `_exposure`), the logarithm of the factor by which the ends of the posterior's intervals are moved
-    away from the median, so that they hold their share of the validation rows. `scores` (plain JSON) are those on
-    validation rows; `verdict` holds thresholds by score, and `arrays` what the feature score needs.
+    away from the median, so that they hold their share of the validation rows; `refined_factors` the same for refined
+    answers. `scores` (plain JSON) are those on validation rows; `verdict` holds thresholds by score, and `arrays` what the
+    feature score needs.
     """
 
     name: str
@@ -59,6 +65,7 @@ class ParticleModel:
     networks: Ensemble
     fits: tuple[ModeFit, ...] = ()
     factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    refined_factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     identity: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -105,20 +112,46 @@ class ParticleModel:
             )
         )
 
-    def predict(self, features: xr.Dataset, n: int = 400, seed: int = 0) -> xr.Dataset:
-        """Estimates and their intervals, over `simulation`, from `n` posterior samples of each image.
+    def samples(self, features: xr.Dataset, n: int = 400, seed: int = 0, refined: bool | None = None) -> xr.DataArray:
+        """`n` samples of each image, (observation, sample, parameter), from the posterior or, `refined`, from what
+        `refine_steps` scoring steps on the image make of it; by default as configured. Raises as `posterior` does.
+        """
+        drawn = self.posterior(features).sample(n, seed)
+        return drawn.copy(data=self._refined(features, drawn.values, seed)) if self._refines(refined) else drawn
 
-        `size_distribution` (simulation, radius), sum 1: the first branch's p(R), mean over the members; `_low`, `_high`:
-        pointwise central band of the posterior's. `<quantity>` of distance_nm, disorder (where the prior has it),
-        mean_radius_nm and width_nm (mean and standard deviation of p(R)): posterior median, with `_sd`, `_low` and `_high`:
-        calibrated standard deviation and central interval of `inference.interval`. `distance_branch_nm` and
-        `disorder_branch`: the second branch's own answers. Raises BundleError as `posterior` does.
+    def _refines(self, refined: bool | None) -> bool:
+        steps = self.config.refine_steps
+        if refined and not steps:
+            raise ConfigError("refine_steps", "must be above 0 to refine", steps, "set it and train the model again")
+        return bool(steps) if refined is None else refined
+
+    def _refined(self, features: xr.Dataset, samples: Array, seed: int) -> Array:
+        """Refined samples of the images, as many as `samples` (image, sample, parameter)."""
+        image, valid = checked(features, self.reduction.shape)
+        found = refine.refine(self.study, np.median(samples, axis=1), image, valid, self.config.refine_steps)
+        images, number, size = samples.shape
+        uniform = seeds.uniforms(seed, "refined samples", 0, images, number * size)
+        noise = ndtri(np.maximum(uniform, _SMALLEST)).reshape(samples.shape)
+        return refine.draw(self.study, found, noise)
+
+    def predict(self, features: xr.Dataset, n: int = 400, seed: int = 0, refined: bool | None = None) -> xr.Dataset:
+        """Estimates and their intervals, over `simulation`, from `n` samples of each image (see `samples`).
+
+        `size_distribution` (simulation, radius), sum 1: the first branch's p(R), mean over the members, or, `refined`, the
+        mean of the samples'; `_low`, `_high`: pointwise central band of the samples'. `<quantity>` of distance_nm, disorder
+        (where the prior has it), mean_radius_nm and width_nm (mean and standard deviation of p(R)): median of the samples,
+        with `_sd`, `_low` and `_high`: calibrated standard deviation and central interval of `inference.interval`; where the
+        disorder is at the end of the prior's, its interval is open: up to the most that makes sense. The second branch's own
+        answers: `distance_branch_nm`, `disorder_branch`. Raises BundleError as `posterior` does.
         """
         seen = self._seen(features)
         vectors = self._vectors(seen)
         first, second = self._branches(vectors)
         samples = self._posterior(vectors).drawn(n, seed)
-        found = self._summaries(samples, self._exposure(features))
+        if refined := self._refines(refined):
+            samples = self._refined(features, samples, seed)
+            first = self._mean_sizes(samples)
+        found = self._summaries(samples, self._exposure(features), self.refined_factors if refined else self.factors)
         share = self.study.config.inference.interval
         attrs = {"units": "1", "long_name": "share of the particles"}
         dims = ("simulation", "radius")
@@ -143,23 +176,31 @@ class ParticleModel:
             coords["simulation"] = ("simulation", features["simulation"].values)
         return xr.Dataset(variables, coords, {"samples": n, "seed": seed, "interval": share, "model": self.name})
 
+    def _mean_sizes(self, samples: Array) -> Array:
+        """Mean p(R) (image, radius) of samples (image, sample, parameter)."""
+        return np.stack([self.study.size_distribution(each).values.mean(0) for each in samples])
+
     @cached_property
     def _radius(self) -> xr.DataArray:
         prior = self.study.prior
         return self.study.size_distribution(prior.from_normal(np.zeros((1, len(prior.names)))))["radius"]
 
-    def _summaries(self, samples: Array, exposure: Array) -> dict[str, dict[str, Array]]:
+    def _summaries(
+        self, samples: Array, exposure: Array, factors: Mapping[str, Sequence[float]]
+    ) -> dict[str, dict[str, Array]]:
         """median, sd, low, high of each quantity (image,), of p(R) (image, radius); `samples` (image, sample, parameter)."""
         parts = []
         for start in range(0, len(samples), _ROWS):
             rows = slice(start, start + _ROWS)
-            parts.append(self._summary(samples[rows], exposure[rows]))
+            parts.append(self._summary(samples[rows], exposure[rows], factors))
         return {
             name: {key: np.concatenate([part[name][key] for part in parts]) for key in parts[0][name]}
             for name in parts[0]
         }
 
-    def _summary(self, samples: Array, exposure: Array) -> dict[str, dict[str, Array]]:
+    def _summary(
+        self, samples: Array, exposure: Array, factors: Mapping[str, Sequence[float]]
+    ) -> dict[str, dict[str, Array]]:
         images, number, _ = samples.shape
         drawn = self.quantities_of(samples.reshape(images * number, -1))
         tail = (1 - self.study.config.inference.interval) / 2
@@ -167,7 +208,7 @@ class ParticleModel:
         for name, values in drawn.items():
             values = values.reshape(images, number, *values.shape[1:])
             low, median, high = np.quantile(values, (tail, 0.5, 1 - tail), axis=1)
-            factor = np.exp(np.polynomial.polynomial.polyval(exposure, self.factors.get(name, (0.0,))))
+            factor = np.exp(np.polynomial.polynomial.polyval(exposure, factors.get(name, (0.0,))))
             factor = factor.reshape(images, *(1,) * (median.ndim - 1))
             least, most = self._range(name)
             found[name] = {
@@ -176,6 +217,9 @@ class ParticleModel:
                 "low": np.clip(median - factor * (median - low), least, most),
                 "high": np.clip(median + factor * (high - median), least, most),
             }
+            if name == "disorder":  # at the end of what the model knows there is only a lower limit
+                at_end = (values > most - imagecheck.BORDER * (most - least)).mean(axis=1) > 0.5
+                found[name]["high"] = np.where(at_end, max(_OPEN, most), found[name]["high"])
         return found
 
     def _exposure(self, features: xr.Dataset) -> Array:
@@ -234,14 +278,25 @@ class ParticleModel:
     def calibrated(self, features: xr.Dataset, n: int, seed: int) -> ParticleModel:
         """The same with the `factors` at which intervals hold their share of `features` with known `parameters`.
 
+        The refined ones are calibrated on the first `_REFINED` images: refining takes longer than answering.
+        """
+        drawn = self.posterior(features).drawn(n, seed)
+        factors, refined = self._fitted_factors(features, drawn), dict[str, tuple[float, ...]]()
+        if self.config.refine_steps:
+            few = features.isel(simulation=slice(0, _REFINED))
+            refined = self._fitted_factors(few, self._refined(few, drawn[:_REFINED], seed))
+        return replace(self, factors=factors, refined_factors=refined)
+
+    def _fitted_factors(self, features: xr.Dataset, samples: Array) -> dict[str, tuple[float, ...]]:
+        """Factors from `samples` (image, sample, parameter) of images with known `parameters`.
+
         Quantile regression (Koenker & Bassett 1978, doi:10.2307/1913643) of the factors that single images would need on
         their exposure, from `_REGRESSED` images on.
         """
         from sklearn.linear_model import QuantileRegressor  # takes a second, and only training needs it
 
         theta, exposure = self.study.prior.values(features["parameters"]), self._exposure(features)
-        plain = replace(self, factors={})
-        found = plain._summaries(plain.posterior(features).drawn(n, seed), exposure)
+        found = self._summaries(samples, exposure, {})
         share, factors = self.study.config.inference.interval, dict[str, tuple[float, ...]]()
         powers = exposure[:, None] ** np.arange(1, _DEGREE + 1)
         for name, truth in self.quantities_of(theta).items():
@@ -255,7 +310,7 @@ class ParticleModel:
             else:
                 fitted = QuantileRegressor(quantile=share, alpha=0.0).fit(powers, logarithm)
                 factors[name] = (float(fitted.intercept_), *map(float, fitted.coef_))
-        return replace(self, factors=factors)
+        return factors
 
     def facts(self) -> dict[str, Any]:
         """How the model was set up and trained, as plain JSON."""
@@ -266,6 +321,7 @@ class ParticleModel:
             "folded": self.reduction.folded,
             "fits": [asdict(fit) for fit in self.fits],
             "factors": {name: list(each) for name, each in self.factors.items()},
+            "refined_factors": {name: list(each) for name, each in self.refined_factors.items()},
             "scores": dict(self.scores),
             "training": dict(self.training),
             "identity": self.identity,
@@ -288,6 +344,7 @@ class ParticleModel:
             "image": {"dims": ["simulation", "z_image", "y_image"], "shape": self.reduction.shape, "unit": "counts"},
             "fits": [asdict(fit) for fit in self.fits],
             "factors": {name: list(each) for name, each in self.factors.items()},
+            "refined_factors": {name: list(each) for name, each in self.refined_factors.items()},
             "scores": dict(self.scores),
             "meta": {
                 "name": self.name,
@@ -364,8 +421,12 @@ def load_particle_model(folder: str | Path) -> ParticleModel:
         )
         config = DualBranchConfig.model_validate(content["model"])
         fits = tuple(mode_fit(fit) for fit in content["fits"])
-        factors = {str(name): tuple(map(float, each)) for name, each in content["factors"].items()}
-        if len(fits) != config.members or not all(each and np.isfinite(each).all() for each in factors.values()):
+        factors, refined = (
+            {str(name): tuple(map(float, each)) for name, each in content[key].items()}
+            for key in ("factors", "refined_factors")
+        )
+        known = (*factors.values(), *refined.values())
+        if len(fits) != config.members or not all(each and np.isfinite(each).all() for each in known):
             raise ValueError("fits must be those of its members, factors finite")
         networks = untrained(study, config)
         expected = {name: (tensor.shape, tensor.dtype) for name, tensor in networks.state_dict().items()}
@@ -373,8 +434,8 @@ def load_particle_model(folder: str | Path) -> ParticleModel:
             name.removeprefix(_EXTRA): tensor.numpy() for name, tensor in tensors.items() if name.startswith(_EXTRA)
         }
         model = ParticleModel(
-            str(meta["name"]), study, config, networks, fits, factors, dict(content["scores"]), str(meta["identity"]),
-            dict(meta["training"]), dict(meta["verdict"]), arrays,
+            str(meta["name"]), study, config, networks, fits, factors, refined, dict(content["scores"]),
+            str(meta["identity"]), dict(meta["training"]), dict(meta["verdict"]), arrays,
         )  # fmt: skip
         prior = study.prior.spec()
     except ConfigError as error:

@@ -150,12 +150,30 @@ def _bound(study: ParticlesStudy, folder: Path) -> dict[str, Any]:
             continue
         few = rows.isel(simulation=slice(0, number))
         least = bounds(study, few["parameters"].values, few[VIEW].values, few[f"mask_{VIEW}"].values)
-        median = {key: float(np.median(values)) for key, values in least.items()}
+        median = _medians(least, slice(None))
         if name == sets.TEST:
             found["test"] = median
+            if "disorder" in study.prior.names:
+                found["disorder_bins"] = _bound_by_disorder(study, few["parameters"].values, least)
         else:
             found["counts"].append({"total_counts": rows.attrs["total_counts"], **median})
     return found
+
+
+def _bound_by_disorder(study: ParticlesStudy, theta: Array, least: dict[str, Array]) -> list[dict[str, Any]]:
+    """The same by bins of the true disorder, as the estimators' errors."""
+    edges = np.linspace(*study.config.sample.disorder, DISORDER_BINS + 1)
+    true = theta[:, study.prior.names.index("disorder")]
+    found = []
+    for low, high in itertools.pairwise(edges):
+        inside = np.flatnonzero((true >= low) & (true <= high))
+        if len(inside):
+            found.append({"low": float(low), "high": float(high), "n": len(inside), **_medians(least, inside)})
+    return found
+
+
+def _medians(values: dict[str, Array], rows: Any) -> dict[str, float]:
+    return {name: float(np.median(each[rows])) for name, each in values.items()}
 
 
 def _told(entry: dict[str, Any]) -> str:

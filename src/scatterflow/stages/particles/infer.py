@@ -35,14 +35,18 @@ def run(study: ParticlesStudy, folder: Path, tell: Callable[[str], None] = say) 
     models = {name: trained(study, folder, name) for name in study.config.models}
     facts: dict[str, Any] = {}
     for name, model in models.items():
-        groups, began, number = {}, time.monotonic(), 0
-        for each, rows in images.items():
-            groups[f"/{each}"] = _judged(study, model, rows)
-            number += rows.sizes["simulation"]
-        seconds = time.monotonic() - began
-        write_tree(folder / "infer" / f"{name}.nc", groups)
-        tell(f"{name}: {number} images in {duration(seconds)}")
-        facts[name] = {"label": name, "seconds_per_image": seconds / number, **model.facts()}
+        refines = bool(model.config.refine_steps)
+        for estimator, refined in ((name, refines), (f"{name}.network", False))[: 1 + refines]:
+            groups, seconds, number = {}, 0.0, 0
+            for each, rows in images.items():
+                found, spent = _answered(study, model, rows, refined)
+                groups[f"/{each}"] = _judged(study, model, rows, found) if refined == refines else found
+                seconds, number = seconds + spent, number + rows.sizes["simulation"]
+            write_tree(folder / "infer" / f"{estimator}.nc", groups)
+            tell(f"{estimator}: {number} images in {duration(seconds)}")
+            label = f"{name}, refined by {model.config.refine_steps} steps" if refined else name
+            label += ", network alone" if refines and not refined else ""
+            facts[estimator] = {"label": label, "model": name, "seconds_per_image": seconds / number, **model.facts()}
     lead = next(iter(models.values()))
     write_tree(folder / "infer" / "examples.nc", {"/": _examples(study, lead, images[sets.TEST])})
     frames = _frames(study, lead, folder, tell)
@@ -72,20 +76,24 @@ def trained(study: ParticlesStudy, folder: Path, name: str) -> ParticleModel:
     return model
 
 
-def _judged(study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset) -> xr.Dataset:
-    """Answers on recorded images beside the truth, and the verdict's scores."""
+def _answered(study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset, refined: bool) -> tuple[xr.Dataset, float]:
+    """Answers on recorded images beside the truth, and the seconds that they took."""
     features, truth = study.preprocess(rows), rows["parameters"].values
-    settings, seed = study.config.inference, seeds.integer(study.seed, "infer")
-    found = estimates.beside_truth(study, model.predict(features, settings.samples, seed), truth)
-    inside = study.prior.inside(truth)
-    if inside.all():
-        posterior = model.posterior(features)
-        gain = posterior.log_prob(truth).values - study.prior.log_prob_box(truth)
+    began = time.monotonic()
+    answer = model.predict(features, study.config.inference.samples, seeds.integer(study.seed, "infer"), refined)
+    spent = time.monotonic() - began
+    return estimates.beside_truth(study, answer, truth), spent
+
+
+def _judged(study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
+    """The answers with the verdict's scores, and the information gain of the network's posterior."""
+    features, truth = study.preprocess(rows), rows["parameters"].values
+    if study.prior.inside(truth).all():
+        gain = model.posterior(features).log_prob(truth).values - study.prior.log_prob_box(truth)
         found["information_gain"] = ("simulation", gain, {"units": "nat"})
-    samples = model.posterior(features).sample(settings.samples, seed)
-    scores = imagecheck.scores(study, model.feature_score, samples, features)
+    samples = model.samples(features, study.config.inference.samples, seeds.integer(study.seed, "infer"))
     outside = np.zeros(len(truth), dtype=bool)
-    for name, values in scores.items():
+    for name, values in imagecheck.scores(study, model.feature_score, samples, features).items():
         found[f"score_{name}"] = ("simulation", values, {"units": "1"})
         outside |= ~(values <= model.verdict[name]["threshold"])
     found["outside"] = ("simulation", outside)
@@ -99,7 +107,7 @@ def _examples(study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset) -> 
     result = estimates.beside_truth(
         study, model.predict(features, study.config.inference.samples, seed), few["parameters"].values
     )
-    best = np.median(model.posterior(features).sample(study.config.inference.samples, seed).values, axis=1)
+    best = np.median(model.samples(features, study.config.inference.samples, seed).values, axis=1)
     counts, valid = few[VIEW].values, few[f"mask_{VIEW}"].values
     dims = ("simulation", "z", "y")
     result["recorded"], result["valid"] = (dims, counts), (dims, valid)

@@ -47,10 +47,9 @@ def run(
     references = validation.isel(simulation=slice(0, settings.predictive_references))
     trained = load_particle_model(path.parent)
     seed = seeds.integer(study.seed, "references")
-    samples = trained.posterior(references).sample(settings.predictive_draws, seed)
+    samples = trained.samples(references, settings.samples, seed)
     found = {
+        **imagecheck.scores(study, score, samples, references),
         "features": score.score(imagecheck.coarse(validation)),
-        "predictive": imagecheck.predictive(study, samples, references),
-        **imagecheck.border(study, trained.posterior(validation).sample(settings.samples, seed)),
     }
     return with_verdict(path.parent, score, verdict.thresholds(found, settings.false_alarm_rate))
