@@ -17,6 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from scatterflow import verdict
+from scatterflow.forward.parallel import one_thread
 from scatterflow.particles import VIEW, ParticlesStudy
 
 Array = NDArray[np.float64]
@@ -24,6 +25,7 @@ _COARSE = (16, 20)  # bins (z, y) at most of the features' image
 _FLOOR = 0.5  # counts per coarse bin below which a logarithm says nothing
 _ARTEFACTS = 0.1  # relative deviation that artefacts may cause
 BORDER = 0.03  # of the range of disorder
+MOST = 0.5  # share of the posterior there, above which the answer is only a lower limit
 _CUT = 16.0  # squared residuals beyond this count as this
 _ROBUST = 6  # rounds of weights in a fit that takes little notice of bins far off
 _ROWS = 32  # images whose posterior samples are simulated at once
@@ -74,7 +76,7 @@ class Fitted(NamedTuple):
 
 
 def fitted(
-    expected: NDArray[Any], counts: NDArray[Any], valid: NDArray[np.bool_], cauchy: float | None = None
+    expected: NDArray[Any], counts: NDArray[Any], valid: NDArray[np.bool_], *, cauchy: float | None = None
 ) -> Fitted:
     """Scale and even background, neither negative, with which `expected` is nearest to `counts` (simulation, z, y).
 
@@ -121,9 +123,10 @@ def predictive(study: ParticlesStudy, samples: xr.DataArray, recorded: xr.Datase
     draws, found = theta.shape[1], np.empty(len(theta))
     for start in range(0, len(theta), _ROWS):
         part = slice(start, start + _ROWS)
-        images = study.expected(theta[part].reshape(-1, theta.shape[2]))
-        many = (np.repeat(each[part], draws, axis=0) for each in (counts, valid))
-        scores = fitted(images, *many).score.reshape(-1, draws)
+        with one_thread():
+            images = study.expected(theta[part].reshape(-1, theta.shape[2]))
+        many, seen = (np.repeat(each[part], draws, axis=0) for each in (counts, valid))
+        scores = fitted(images, many, seen).score.reshape(-1, draws)
         found[part] = np.median(scores, axis=1)
     return found
 

@@ -97,7 +97,7 @@ def _answer(
     values = {key: float(each[0]) for key, each in found.items()}
     status, why = verdict.judge(values, model.verdict)
     scores = {key: {"value": values[key], **model.verdict[key]} for key in values}
-    answer = model.predict(features, settings.samples, seed)
+    answer = model.predict(features, settings.samples, seed, samples=samples)
     shown = _shown(study, samples.values[0, : settings.predictive_draws], features, instrument)
     return ParticleFrame(name, status, why, answer, scores, samples.isel(observation=0), shown)
 
@@ -116,8 +116,8 @@ def _shown(study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument
     the correlation peak is in the in-plane cuts of both, in pixels of the frame's own detector from its beam.
     """
     counts, valid = (features[name].values for name in (VIEW, f"mask_{VIEW}"))
-    many = (np.repeat(each, len(theta), axis=0) for each in (counts, valid))
-    images = imagecheck.fitted(study.expected(theta), *many)
+    recorded_often, valid_often = (np.repeat(each, len(theta), axis=0) for each in (counts, valid))
+    images = imagecheck.fitted(study.expected(theta), recorded_often, valid_often)
     rebuilt = images.image.mean(axis=0)
     coordinates = study.coordinates(VIEW)
     result = xr.Dataset(

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scatterflow.forward.parallel import one_thread
 from scatterflow.imagecheck import fitted, variance
 from scatterflow.particles import ParticlesStudy
 
@@ -39,10 +40,11 @@ def refine(
     study: ParticlesStudy, start: Array, counts: NDArray[np.floating], valid: NDArray[np.bool_], steps: int
 ) -> Refined:
     """`steps` steps from parameters `start` (image, parameter) for recorded images (image, z, y); the best one counts."""
-    parts = [
-        _refine(study, start[rows], counts[rows], valid[rows], steps)
-        for rows in (slice(first, first + _ROWS) for first in range(0, len(start), _ROWS))
-    ]
+    with one_thread():
+        parts = [
+            _refine(study, start[rows], counts[rows], valid[rows], steps)
+            for rows in (slice(first, first + _ROWS) for first in range(0, len(start), _ROWS))
+        ]
     return Refined(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
@@ -77,7 +79,7 @@ def _linearised(
     points = cube[:, None] + np.concatenate([np.zeros((1, size)), np.eye(size)])[None] * steps[:, None]
     images = study.expected(study.prior.from_cube(points).reshape(-1, size))
     images = images.reshape(number, size + 1, -1)
-    fit = fitted(images[:, 0].reshape(counts.shape), counts, valid, _CAUCHY)
+    fit = fitted(images[:, 0].reshape(counts.shape), counts, valid, cauchy=_CAUCHY)
     model, seen = fit.image.reshape(number, -1), valid.reshape(number, -1)
     spread = variance(model)
     residual = (np.where(seen, counts.reshape(number, -1), 0) - model) * seen

@@ -8,7 +8,8 @@ import xarray as xr
 
 from scatterflow.config.study import ParticlesConfig
 from scatterflow.models.dualbranch_training import Labelled, train_dual_branch
-from scatterflow.models.particlemodel import QUANTITIES, ParticleModel, load_particle_model
+from scatterflow.models.particlebundle import load_particle_model
+from scatterflow.models.particlemodel import QUANTITIES, ParticleModel
 from scatterflow.particles import ParticlesStudy
 from scatterflow.progress import quiet
 from scatterflow.sizescores import wasserstein

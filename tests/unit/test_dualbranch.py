@@ -21,7 +21,8 @@ from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models import ParticleModel, load_model
 from scatterflow.models.dualbranch import Reduction, reduction
 from scatterflow.models.dualbranch_training import Labelled, Recorded, train_dual_branch
-from scatterflow.models.particlemodel import QUANTITIES, load_particle_model, untrained, with_verdict, work_folder
+from scatterflow.models.particlebundle import load_particle_model, with_verdict, work_folder
+from scatterflow.models.particlemodel import QUANTITIES, untrained
 from scatterflow.particles import ParticlesStudy
 from scatterflow.progress import quiet
 from scatterflow.verdict import FeatureScore

@@ -1,14 +1,17 @@
-"""Simulations of a few hundred samples on all cores, for predictive checks: no store, no shards."""
+"""Simulations of a few hundred samples on all cores, for predictive checks, and many small ones on one."""
 
 from __future__ import annotations
 
 import functools
 import multiprocessing
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import xarray as xr
+from threadpoolctl import threadpool_limits
 
 if TYPE_CHECKING:
     from scatterflow.multilayer import MultilayerStudy
@@ -36,6 +39,20 @@ def _pool(processes: int) -> ProcessPoolExecutor:
     """One pool for the life of this process: its workers import BornAgain once; it ends with the interpreter."""
     # a fresh server process: forking one that runs torch's threads can deadlock
     return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("forkserver"))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch and for matrix products: many small ones take several times as long with more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _one(task: tuple[MultilayerStudy, xr.DataArray, tuple[str, ...]]) -> xr.Dataset:

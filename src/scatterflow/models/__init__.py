@@ -7,8 +7,9 @@ from pathlib import Path
 from scatterflow.models.bundle import read_bundle_json
 from scatterflow.models.frames import FrameModel, load_frame_model
 from scatterflow.models.model import Model, load_posterior_model, save, train
+from scatterflow.models.particlebundle import load_particle_model
 from scatterflow.models.particlemodel import KIND as PARTICLES
-from scatterflow.models.particlemodel import ParticleModel, load_particle_model
+from scatterflow.models.particlemodel import ParticleModel
 from scatterflow.models.regressor import KIND as NANODIFFRACTION
 
 __all__ = ["FrameModel", "Model", "ParticleModel", "load_model", "save", "train"]

@@ -26,13 +26,13 @@ from scatterflow.config.training import MACHINE, HardwareConfig, PhaseConfig, Tr
 from scatterflow.data import Rows
 from scatterflow.errors import ConfigError
 from scatterflow.models.dualbranch import SECOND, Reduction, Seen
+from scatterflow.models.particlebundle import work_folder
 from scatterflow.models.particlemodel import (
     QUANTITIES,
     SIZES,
     ParticleModel,
     checked,
     untrained,
-    work_folder,
 )
 from scatterflow.particles import ParticlesStudy
 from scatterflow.progress import Tracker, say, track

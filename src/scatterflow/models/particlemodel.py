@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -17,11 +16,9 @@ from scipy.special import ndtri
 
 from scatterflow import imagecheck, refine, seeds
 from scatterflow.config.dualbranch import DualBranchConfig
-from scatterflow.config.loading import validate
-from scatterflow.config.study import ParticlesConfig
 from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models import fastflow
-from scatterflow.models.bundle import mode_fit, read_bundle, write_bundle
+from scatterflow.models.bundle import write_bundle
 from scatterflow.models.dualbranch import SECOND, Ensemble, Reduction, Seen, build, reduction
 from scatterflow.models.mixture import MixedPosterior
 from scatterflow.models.particlecard import card
@@ -36,9 +33,9 @@ KIND = "particles"
 SIZES = "size_distribution"
 QUANTITIES = ("distance_nm", "disorder", "mean_radius_nm", "width_nm")
 _UNITS = {"distance_nm": "nm", "disorder": "1", "mean_radius_nm": "nm", "width_nm": "nm"}
-_EXTRA = "extra."  # prefix of arrays that are no weights of the networks
+EXTRA = "extra."  # prefix of arrays that are no weights of the networks
 _ROWS = 128  # images at once: their samples of p(R) are 100 MB at most for 400 samples of 256 sizes
-_REFINED = 300  # validation images that refined answers are calibrated on
+_REFINED = 1000  # validation images that refined answers are calibrated on
 _SMALLEST = 2.0**-53  # uniform number that has a normal quantile
 _OPEN = 0.6  # disorder up to which a paracrystal makes sense: the end of intervals at the upper end of the prior
 _REGRESSED = 200  # validation images from which on calibration depends on exposure
@@ -134,8 +131,17 @@ class ParticleModel:
         noise = ndtri(np.maximum(uniform, _SMALLEST)).reshape(samples.shape)
         return refine.draw(self.study, found, noise)
 
-    def predict(self, features: xr.Dataset, n: int = 400, seed: int = 0, refined: bool | None = None) -> xr.Dataset:
+    def predict(
+        self,
+        features: xr.Dataset,
+        n: int = 400,
+        seed: int = 0,
+        refined: bool | None = None,
+        samples: xr.DataArray | None = None,
+    ) -> xr.Dataset:
         """Estimates and their intervals, over `simulation`, from `n` samples of each image (see `samples`).
+
+        `samples` are these, where the caller has them already.
 
         `size_distribution` (simulation, radius), sum 1: the first branch's p(R), mean over the members, or, `refined`, the
         mean of the samples'; `_low`, `_high`: pointwise central band of the samples'. `<quantity>` of distance_nm, disorder
@@ -147,11 +153,13 @@ class ParticleModel:
         seen = self._seen(features)
         vectors = self._vectors(seen)
         first, second = self._branches(vectors)
-        samples = self._posterior(vectors).drawn(n, seed)
-        if refined := self._refines(refined):
-            samples = self._refined(features, samples, seed)
-            first = self._mean_sizes(samples)
-        found = self._summaries(samples, self._exposure(features), self.refined_factors if refined else self.factors)
+        refined = self._refines(refined)
+        drawn = self._posterior(vectors).drawn(n, seed) if samples is None else samples.values
+        if refined and samples is None:
+            drawn = self._refined(features, drawn, seed)
+        if refined:
+            first = self._mean_sizes(drawn)
+        found = self._summaries(drawn, self._exposure(features), self.refined_factors if refined else self.factors)
         share = self.study.config.inference.interval
         attrs = {"units": "1", "long_name": "share of the particles"}
         dims = ("simulation", "radius")
@@ -218,7 +226,7 @@ class ParticleModel:
                 "high": np.clip(median + factor * (high - median), least, most),
             }
             if name == "disorder":  # at the end of what the model knows there is only a lower limit
-                at_end = (values > most - imagecheck.BORDER * (most - least)).mean(axis=1) > 0.5
+                at_end = (values > most - imagecheck.BORDER * (most - least)).mean(axis=1) > imagecheck.MOST
                 found[name]["high"] = np.where(at_end, max(_OPEN, most), found[name]["high"])
         return found
 
@@ -335,7 +343,7 @@ class ParticleModel:
         study = self.study
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.networks.state_dict().items()}
         for name, array in self.arrays.items():
-            tensors[_EXTRA + name] = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+            tensors[EXTRA + name] = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
         content = {
             "format": FORMAT,
             "kind": KIND,
@@ -388,69 +396,3 @@ def untrained(study: ParticlesStudy, config: DualBranchConfig) -> Ensemble:
     names = study.prior.names
     second = sum(quantity in names for quantity in SECOND)
     return build(config, reduction(study.frame, config.trunk), study.config.sample.sizes, second, len(names))
-
-
-def with_verdict(folder: Path, score: FeatureScore, limits: Mapping[str, dict[str, Any]]) -> Path:
-    """Add the verdict's feature score and thresholds to the bundle `folder`; returns the path of its bundle.json.
-
-    Then removes the training's checkpoints.
-    """
-    model = replace(load_particle_model(folder), verdict=dict(limits), arrays=score.arrays())
-    path = model.save(folder, {"history.csv": (folder / "history.csv").read_text(encoding="utf-8")})
-    shutil.rmtree(work_folder(folder), ignore_errors=True)
-    return path
-
-
-def work_folder(folder: Path) -> Path:
-    """Where the checkpoints of a bundle's training lie."""
-    return folder.with_name(folder.name + ".training")
-
-
-def load_particle_model(folder: str | Path) -> ParticleModel:
-    """Read a bundle of kind particles. Runs nothing from it; raises BundleError, in one line, where it is not sound."""
-    content, tensors = read_bundle(folder, KIND, FORMAT)
-    place = f"bundle {folder}"
-    try:
-        meta = content["meta"]
-        told = meta["study"]
-        study = ParticlesStudy(
-            str(told["name"]),
-            validate(ParticlesConfig, told["config"], place),
-            int(told["seed"]),
-            str(told["run"]),
-        )
-        config = DualBranchConfig.model_validate(content["model"])
-        fits = tuple(mode_fit(fit) for fit in content["fits"])
-        factors, refined = (
-            {str(name): tuple(map(float, each)) for name, each in content[key].items()}
-            for key in ("factors", "refined_factors")
-        )
-        known = (*factors.values(), *refined.values())
-        if len(fits) != config.members or not all(each and np.isfinite(each).all() for each in known):
-            raise ValueError("fits must be those of its members, factors finite")
-        networks = untrained(study, config)
-        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in networks.state_dict().items()}
-        arrays = {
-            name.removeprefix(_EXTRA): tensor.numpy() for name, tensor in tensors.items() if name.startswith(_EXTRA)
-        }
-        model = ParticleModel(
-            str(meta["name"]), study, config, networks, fits, factors, refined, dict(content["scores"]),
-            str(meta["identity"]), dict(meta["training"]), dict(meta["verdict"]), arrays,
-        )  # fmt: skip
-        prior = study.prior.spec()
-    except ConfigError as error:
-        raise BundleError(place, "must hold the study of this version of scatterflow", error, "train again") from None
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise BundleError(place, "must describe a model", " ".join(str(error).split())[:200], _AGAIN) from None
-    if prior != content.get("prior"):
-        raise BundleError(place, "must have the prior of its own study", remedy="train the model again")
-    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(_EXTRA)}
-    found = {name: (tensor.shape, tensor.dtype) for name, tensor in weights.items()}
-    if expected != found:
-        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise BundleError(f"weights of {place}", "must fit its networks", f"{len(odd)} others: {odd[0]}", _AGAIN)
-    if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
-        raise BundleError(f"weights of {place}", "must be finite", remedy=_AGAIN)
-    networks.load_state_dict(weights)
-    networks.eval().requires_grad_(False)
-    return model

@@ -14,7 +14,8 @@ from scatterflow import estimates, imagecheck, provenance, seeds
 from scatterflow.config.instrument_file import read_instrument
 from scatterflow.errors import BundleError
 from scatterflow.exports import write_tree
-from scatterflow.models.particlemodel import ParticleModel, load_particle_model
+from scatterflow.models.particlebundle import load_particle_model
+from scatterflow.models.particlemodel import ParticleModel
 from scatterflow.particleframes import infer_frames, line, result_dataset
 from scatterflow.particles import VIEW, ParticlesStudy
 from scatterflow.products import write_json
@@ -39,8 +40,8 @@ def run(study: ParticlesStudy, folder: Path, tell: Callable[[str], None] = say) 
         for estimator, refined in ((name, refines), (f"{name}.network", False))[: 1 + refines]:
             groups, seconds, number = {}, 0.0, 0
             for each, rows in images.items():
-                found, spent = _answered(study, model, rows, refined)
-                groups[f"/{each}"] = _judged(study, model, rows, found) if refined == refines else found
+                found, samples, spent = _answered(study, model, rows, refined)
+                groups[f"/{each}"] = _judged(study, model, rows, found, samples) if refined == refines else found
                 seconds, number = seconds + spent, number + rows.sizes["simulation"]
             write_tree(folder / "infer" / f"{estimator}.nc", groups)
             tell(f"{estimator}: {number} images in {duration(seconds)}")
@@ -76,22 +77,26 @@ def trained(study: ParticlesStudy, folder: Path, name: str) -> ParticleModel:
     return model
 
 
-def _answered(study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset, refined: bool) -> tuple[xr.Dataset, float]:
-    """Answers on recorded images beside the truth, and the seconds that they took."""
-    features, truth = study.preprocess(rows), rows["parameters"].values
+def _answered(
+    study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset, refined: bool
+) -> tuple[xr.Dataset, xr.DataArray, float]:
+    """Answers on recorded images beside the truth, their samples, and the seconds that both took."""
+    features, number, seed = study.preprocess(rows), study.config.inference.samples, seeds.integer(study.seed, "infer")
     began = time.monotonic()
-    answer = model.predict(features, study.config.inference.samples, seeds.integer(study.seed, "infer"), refined)
+    samples = model.samples(features, number, seed, refined)
+    answer = model.predict(features, number, seed, refined, samples)
     spent = time.monotonic() - began
-    return estimates.beside_truth(study, answer, truth), spent
+    return estimates.beside_truth(study, answer, rows["parameters"].values), samples, spent
 
 
-def _judged(study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset, found: xr.Dataset) -> xr.Dataset:
+def _judged(
+    study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset, found: xr.Dataset, samples: xr.DataArray
+) -> xr.Dataset:
     """The answers with the verdict's scores, and the information gain of the network's posterior."""
     features, truth = study.preprocess(rows), rows["parameters"].values
     if study.prior.inside(truth).all():
         gain = model.posterior(features).log_prob(truth).values - study.prior.log_prob_box(truth)
         found["information_gain"] = ("simulation", gain, {"units": "nat"})
-    samples = model.samples(features, study.config.inference.samples, seeds.integer(study.seed, "infer"))
     outside = np.zeros(len(truth), dtype=bool)
     for name, values in imagecheck.scores(study, model.feature_score, samples, features).items():
         found[f"score_{name}"] = ("simulation", values, {"units": "1"})
@@ -104,10 +109,11 @@ def _examples(study: ParticlesStudy, model: ParticleModel, rows: xr.Dataset) -> 
     """The first test images with their expected and rebuilt ones, and the answers."""
     few = rows.isel(simulation=slice(0, EXAMPLES))
     features, seed = study.preprocess(few), seeds.integer(study.seed, "infer")
-    result = estimates.beside_truth(
-        study, model.predict(features, study.config.inference.samples, seed), few["parameters"].values
-    )
-    best = np.median(model.samples(features, study.config.inference.samples, seed).values, axis=1)
+    number = study.config.inference.samples
+    samples = model.samples(features, number, seed)
+    answer = model.predict(features, number, seed, samples=samples)
+    result = estimates.beside_truth(study, answer, few["parameters"].values)
+    best = np.median(samples.values, axis=1)
     counts, valid = few[VIEW].values, few[f"mask_{VIEW}"].values
     dims = ("simulation", "z", "y")
     result["recorded"], result["valid"] = (dims, counts), (dims, valid)

@@ -30,7 +30,7 @@ def run(
     `fanout.Stopped` after a checkpoint. Held-back simulations are never read.
     """
     from scatterflow.models.dualbranch_training import Labelled, train_dual_branch  # torch is only needed here
-    from scatterflow.models.particlemodel import load_particle_model, with_verdict
+    from scatterflow.models.particlebundle import load_particle_model, with_verdict
 
     counts, roles = preprocess.simulations(study, folder), preprocess.splits(study)
     part = counts.isel(simulation=np.flatnonzero(roles == preprocess.SPLITS.index("train"))).load()
@@ -52,4 +52,8 @@ def run(
         **imagecheck.scores(study, score, samples, references),
         "features": score.score(imagecheck.coarse(validation)),
     }
-    return with_verdict(path.parent, score, verdict.thresholds(found, settings.false_alarm_rate))
+    limits = verdict.thresholds(found, settings.false_alarm_rate)
+    if "border" in found:  # where most of the posterior is at the end of the prior, the interval is open, too
+        beyond = float((found["border"] > imagecheck.MOST).mean())
+        limits["border"] |= {"threshold": imagecheck.MOST, "false_alarm_rate": beyond}
+    return with_verdict(path.parent, score, limits)

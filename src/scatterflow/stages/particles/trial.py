@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scatterflow.models.particlemodel import load_particle_model
+from scatterflow.models.particlebundle import load_particle_model
 from scatterflow.particles import ParticlesStudy
 
 
