@@ -19,7 +19,7 @@ help: ## this list
 install: $(STAMP) ## .venv with everything in it (python3 >= 3.11 and the package index are needed; 1 to 3 min)
 
 .PHONY: demo
-demo: $(STAMP) ## install, then run config/demo.yaml on all cores (11 to 16 min on 2 cores); says where the report is
+demo: $(STAMP) ## install, then run config/demo.yaml on all cores (12 to 14 min on 2 cores); says where the report is
 	@$(BIN)/snakemake --cores all
 	@$(BIN)/python workflow/scripts/print_headline.py results/demo
 

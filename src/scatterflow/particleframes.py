@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from scatterflow import estimates, imagecheck, verdict
+from scatterflow import imagecheck, verdict
 from scatterflow import instrument as geometry
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import FrameError
@@ -144,10 +144,11 @@ def _shown(study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument
 
 def _peak_px(study: ParticlesStudy, image: Array, valid: NDArray[np.bool_], instrument: InstrumentConfig) -> float:
     """Pixels between beam and correlation peak on the frame's detector; NaN where there is no peak."""
-    from scatterflow.baselines.cuts import peak_distance
-    from scatterflow.stages.particles.baseline import cuts_of
+    from scatterflow.baselines.cuts import peak_distance  # of the cuts' modules only here
 
-    found = peak_distance(image[None], valid[None], cuts_of(study))
+    if study.config.sample.layer:
+        return float("nan")  # cuts are those of particles on the surface
+    found = peak_distance(image[None], valid[None], study.cuts)
     if not bool(found["success"][0]):
         return float("nan")
     sine = float(2 * np.pi / found["distance_nm"][0]) / geometry.wavenumber(instrument)
@@ -157,12 +158,10 @@ def _peak_px(study: ParticlesStudy, image: Array, valid: NDArray[np.bool_], inst
 
 def line(summary: dict[str, Any]) -> str:
     """What is said of a frame, in one line."""
-    told = [
-        f"{name} {entry['value']:.3g} ({entry['low']:.3g} to {entry['high']:.3g}) {entry['unit']}".replace(" 1", "")
-        if entry["unit"] == "1"
-        else f"{name} {entry['value']:.3g} ({entry['low']:.3g} to {entry['high']:.3g}) {entry['unit']}"
-        for name, entry in summary.get("estimates", {}).items()
-    ]
+    told = []
+    for name, entry in summary.get("estimates", {}).items():
+        unit = "" if entry["unit"] == "1" else f" {entry['unit']}"
+        told.append(f"{name} {entry['value']:.3g} ({entry['low']:.3g} to {entry['high']:.3g}){unit}")
     return ": ".join([summary["file"], ", ".join([summary["status"], summary["why"], *told])])
 
 
@@ -173,5 +172,5 @@ def result_dataset(frame: ParticleFrame) -> xr.Dataset:
     answer = frame.answer.isel(simulation=0)
     answer["samples"] = (("sample", "parameter"), frame.samples.values)
     return answer.assign_coords(parameter=list(frame.samples["parameter"].values)).assign_attrs(
-        file=frame.file, status=frame.status, why=frame.why, radius_unit="nm", made_by=estimates.__name__
+        file=frame.file, status=frame.status, why=frame.why
     )

@@ -28,6 +28,7 @@ from scatterflow.study import Study
 from scatterflow.units import energy_kev
 
 if TYPE_CHECKING:  # torch is only needed where images are made
+    from scatterflow.baselines.cuts import Cuts
     from scatterflow.forward.dwba.tables import Tables
 
 Array = NDArray[np.float64]
@@ -161,6 +162,16 @@ class ParticlesStudy(Study):
     def size_height_distribution(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
         """p(R, height): shares by radius and aspect ratio, (simulation, radius, aspect_ratio), sum 1."""
         return sizes.size_height_distribution(self.config.sample, theta)
+
+    @cached_property
+    def cuts(self) -> Cuts:
+        """The cuts of the view that analysts fit. Raises ConfigError for particles inside a layer."""
+        from scatterflow.baselines.cuts import cuts
+
+        view = geometry.view(self.config.instrument, VIEW)
+        bins = geometry.axes(view)
+        sampling = view.sampling[0], int(view.sampling[1])
+        return cuts(self.config.sample, self.config.instrument, bins.z, bins.y, sampling)
 
     def quantities(self, theta: xr.DataArray | ArrayLike) -> dict[str, Array]:
         """QUANTITIES (...,) of parameters (..., parameter): spacing, disorder, mean and standard deviation of p(R) [nm].

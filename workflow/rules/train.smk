@@ -16,7 +16,7 @@ rule train_model:
         f"{RESULTS}/{{study}}/logs/train_model.{{model}}.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/train_model.{{model}}.tsv"
-    priority: 50
+    priority: longest_first
     conda:
         "../../envs/environment.gpu.yaml"
     threads: 1

@@ -38,8 +38,7 @@ _ROWS = 128  # images at once: their samples of p(R) are 100 MB at most for 400 
 _REFINED = 1000  # validation images that refined answers are calibrated on
 _SMALLEST = 2.0**-53  # uniform number that has a normal quantile
 _OPEN = 0.6  # disorder up to which a paracrystal makes sense: the end of intervals at the upper end of the prior
-_REGRESSED = 200  # validation images from which on calibration depends on exposure
-_DEGREE = 2  # of the polynomial in exposure
+_REGRESSED, _CURVED = 200, 1000  # validation images from which on calibration depends on exposure, and how
 _SEEN = 1e-3  # share of the particles in a bin of radii below which it is empty for all purposes
 _AGAIN = "train the model again, or copy the bundle again"
 Array = NDArray[np.float64]
@@ -299,14 +298,14 @@ class ParticleModel:
         """Factors from `samples` (image, sample, parameter) of images with known `parameters`.
 
         Quantile regression (Koenker & Bassett 1978, doi:10.2307/1913643) of the factors that single images would need on
-        their exposure, from `_REGRESSED` images on.
+        their exposure, a line from `_REGRESSED` images on, a parabola from `_CURVED` on.
         """
         from sklearn.linear_model import QuantileRegressor  # takes a second, and only training needs it
 
         theta, exposure = self.study.prior.values(features["parameters"]), self._exposure(features)
         found = self._summaries(samples, exposure, {})
         share, factors = self.study.config.inference.interval, dict[str, tuple[float, ...]]()
-        powers = exposure[:, None] ** np.arange(1, _DEGREE + 1)
+        powers = exposure[:, None] ** np.arange(1, 3 if len(theta) >= _CURVED else 2)
         for name, truth in self.quantities_of(theta).items():
             median, low, high = (found[name][key] for key in ("median", "low", "high"))
             apart = np.abs(truth - median) / np.maximum(np.where(truth > median, high - median, median - low), 1e-12)

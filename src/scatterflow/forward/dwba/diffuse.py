@@ -36,7 +36,8 @@ def diffuse_counts(stack: Stack, instrument: InstrumentConfig, rows: Array, colu
     result is a few times as much.
     """
     cut = stack.max_spatial_frequency_per_nm
-    plan = _plan(instrument.model_dump_json(), rows.tobytes(), columns.tobytes(), cut)
+    edges = (np.ascontiguousarray(each, dtype=np.float64).tobytes() for each in (rows, columns))
+    plan = _plan(instrument.model_dump_json(), *edges, cut)
     layers = torch.as_tensor(stack.layers, dtype=torch.float64)
     with torch.no_grad():
         kz, contrasts, rms, solvable = interfaces_of(layers, plan.sines, plan.k, cut, stack.transient)

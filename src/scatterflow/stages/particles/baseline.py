@@ -11,10 +11,9 @@ import numpy as np
 import xarray as xr
 
 from scatterflow import estimates, imagecheck, seeds
-from scatterflow import instrument as geometry
 from scatterflow.baselines import abc
 from scatterflow.baselines.cutfit import cut_fit
-from scatterflow.baselines.cuts import Cuts, cuts, peak_distance, uniform_sizes
+from scatterflow.baselines.cuts import peak_distance, uniform_sizes
 from scatterflow.config.baselines import BaselinesConfig
 from scatterflow.exports import write_tree
 from scatterflow.particles import VIEW, ParticlesStudy
@@ -63,18 +62,11 @@ def _method(study: ParticlesStudy, folder: Path, method: str) -> Method:
         return lambda rows: uniform_sizes(study.config.sample, rows.sizes["simulation"]).to_dataset()
     if method == "abc":
         return _abc(study, folder)
-    of = cuts_of(study)
+    of = study.cuts
     if method == "peak":
         return lambda rows: peak_distance(*_arrays(rows), of)[["distance_nm"]]
     starts = study.config.baselines.starts
     return lambda rows: intervals(cut_fit(*_arrays(rows), of, study.seed, kept=starts), study)
-
-
-def cuts_of(study: ParticlesStudy) -> Cuts:
-    """The cuts of the study's view."""
-    view = geometry.view(study.config.instrument, VIEW)
-    bins = geometry.axes(view)
-    return cuts(study.config.sample, study.config.instrument, bins.z, bins.y, (view.sampling[0], int(view.sampling[1])))
 
 
 def _arrays(rows: xr.Dataset) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
