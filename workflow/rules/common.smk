@@ -164,7 +164,10 @@ def image_of(rule):
 def longest_first(wildcards):
     """Priority of a training, 50 to 99: the larger its time budgets, the sooner it begins; those without any, first."""
     training = RUN.studies[wildcards.study].models[wildcards.model].training
-    phases = [training, *(getattr(training, name) for name in type(training).model_fields)]
+    phases = [
+        training,
+        *(getattr(training, name) for name in type(training).model_fields),
+    ]
     budgets = [budget for phase in phases if (budget := getattr(phase, "budget_s", 0))]
     return 50 + min(49, sum(budgets) // 10) if budgets else 99
 
