@@ -197,7 +197,7 @@ def rewrite(bundle: Path, told: dict) -> None:
     ("change", "message"),
     [
         ({"format": 99}, "must have format 1, got 99"),
-        ({"kind": "particles"}, "must be of kind multilayer, got particles"),
+        ({"kind": "crystals"}, "must be of kind multilayer, got crystals"),
         ({"model": {"kind": "maf-profile", "flow": {"hidden": 13}}}, "weights of .* must fit its model"),
         ({"model": {"kind": "os.system"}}, "must describe a model"),
         ({"inputs": {"points": -1, "image_shape": [1]}}, "must describe a model"),

@@ -20,7 +20,7 @@ def expected_jobs(path: Path) -> dict[str, int]:
     """Jobs of a run from nothing: one per study and stage, one per model, one report; engines where there are two."""
     studies = yaml.safe_load(path.read_text())["studies"]
     jobs = dict.fromkeys(OF_EACH_STUDY, len(studies))
-    jobs["compare_engines"] = sum(study["kind"] == "multilayer" for study in studies.values())
+    jobs["compare_engines"] = sum(study["kind"] != "nanodiffraction" for study in studies.values())
     return jobs | {"train_model": sum(len(study["models"]) for study in studies.values()), "write_report": 1}
 
 
@@ -29,10 +29,10 @@ def test_the_demo_is_the_default(untouched: Checkout) -> None:
 
 
 def test_paper_replaces_the_demo(untouched: Checkout) -> None:
-    """All six studies, and none of the demo's options: --configfile never merges."""
+    """All seven studies, and none of the demo's options: --configfile never merges."""
     paper = untouched.folder / "config" / "paper.yaml"
     kinds = [study["kind"] for study in yaml.safe_load(paper.read_text())["studies"].values()]
-    assert (kinds.count("multilayer"), kinds.count("nanodiffraction")) == (4, 2)
+    assert [kinds.count(kind) for kind in ("multilayer", "nanodiffraction", "particles")] == [4, 2, 1]
     assert untouched.jobs(configfile="config/paper.yaml") == expected_jobs(paper)
 
 

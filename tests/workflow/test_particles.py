@@ -135,7 +135,7 @@ def test_frames_that_cannot_be_used_are_one_line(answered: Checkout, tmp_path: P
     text = INSTRUMENT.read_text()
     masked.write_text(text[: text.index("masked:")] + "masked:\n  - {z: [0, 1679], y: [0, 1475]}\n")
     for arguments, words in (
-        ((small, "--instrument", INSTRUMENT), "shape"),
+        ((small, "--instrument", INSTRUMENT), "487 columns"),
         ((dark, "--instrument", INSTRUMENT), "counts"),
         ((bright, "--instrument", INSTRUMENT), ""),
         ((frames()[0], "--instrument", absurd), "horizon"),
