@@ -4,6 +4,7 @@
 `predictive`: images of posterior samples, each with the scale and even background that fit best; the residuals over
 counting noise and a tenth of the image (artefacts are not in it), squared, cut at 16 (streaks and tails are somewhere),
 averaged over the bins, median of the samples.
+`background`: share of the counts that the even background explains, beside the image of one sample.
 `border`: share of the posterior within the uppermost `BORDER` of the prior's disorder: more disorder than the model knows
 looks to it like the most that it knows.
 """
@@ -134,10 +135,19 @@ def predictive(study: ParticlesStudy, samples: xr.DataArray, recorded: xr.Datase
 def scores(
     study: ParticlesStudy, known: verdict.FeatureScore, samples: xr.DataArray, recorded: xr.Dataset
 ) -> dict[str, Array]:
-    """Both scores (simulation,) of recorded images, by name as `verdict.judge` wants them."""
+    """All scores (simulation,) of recorded images, by name as `verdict.judge` wants them."""
     draws = samples.isel(sample=slice(0, study.config.inference.predictive_draws))
     found = {"features": known.score(coarse(recorded)), "predictive": predictive(study, draws, recorded)}
-    return found | border(study, samples)
+    return found | {"background": background(study, samples, recorded)} | border(study, samples)
+
+
+def background(study: ParticlesStudy, samples: xr.DataArray, recorded: xr.Dataset) -> Array:
+    """The score (simulation,) that tells images without particles: what an even background explains of their counts."""
+    counts, valid = recorded[VIEW].values, recorded[f"mask_{VIEW}"].values
+    with one_thread():
+        fit = fitted(study.expected(samples.values[:, 0]), counts, valid)
+    total = (fit.image * valid).sum((1, 2))
+    return np.asarray(fit.background * valid.sum((1, 2)) / np.maximum(total, np.finfo(float).tiny))
 
 
 def border(study: ParticlesStudy, samples: xr.DataArray) -> dict[str, Array]:

@@ -150,6 +150,7 @@ def thresholds(scores: dict[str, Array], false_alarm_rate: float) -> dict[str, d
 _MEANING = {
     "features": "it looks like no simulation of the study",
     "predictive": "simulations from its own posterior do not reproduce it",
+    "background": "an even background explains most of its counts",
     "border": "its disorder lies at the upper end of what the model knows, or beyond",
 }
 

@@ -334,3 +334,15 @@ def test_bounds_fall_with_counts_and_grow_with_masks(study: ParticlesStudy, trut
         prior = (high - low) / np.sqrt(12)
         assert (few[name] <= prior * (1 + 1e-6)).all()
         np.testing.assert_allclose(few[name], prior, rtol=0.02)  # next to no counts tell nothing
+
+
+def test_an_image_without_particles_is_all_background() -> None:
+    of = made.study(3)
+    theta = of.prior.sample(6, seed=8)
+    seen = of.preprocess(of.observe(of.simulate(theta), config=of.artefacts_with(1e5, artefacts=False)))
+    samples = theta.expand_dims(sample=[0]).transpose("simulation", "sample", "parameter")
+    samples = samples.rename(simulation="observation")
+    assert (imagecheck.background(of, samples, seen) < 0.05).all()
+    flat = seen.copy()
+    flat["image"] = xr.full_like(seen["image"], 2.0**30).where(seen["mask_image"], 0)
+    np.testing.assert_allclose(imagecheck.background(of, samples, flat), 1, atol=1e-3)
