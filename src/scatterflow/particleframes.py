@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scatterflow import imagecheck, verdict
 from scatterflow import instrument as geometry
 from scatterflow.config.instrument import InstrumentConfig
-from scatterflow.errors import FrameError
+from scatterflow.errors import BundleError, FrameError
 from scatterflow.frames import read_frames
 from scatterflow.inference import check_horizon
 from scatterflow.particles import QUANTITIES, VIEW, ParticlesStudy
@@ -95,6 +95,9 @@ def _answer(
     samples = model.samples(features, settings.samples, seed)
     found = imagecheck.scores(study, model.feature_score, samples, features)
     values = {key: float(each[0]) for key, each in found.items()}
+    if missing := sorted(set(values) - set(model.verdict)):
+        must = "must hold a threshold for every score of this version"
+        raise BundleError(f"bundle of model {model.name}", must, f"none for {', '.join(missing)}", "train it again")
     status, why = verdict.judge(values, model.verdict)
     scores = {key: {"value": values[key], **model.verdict[key]} for key in values}
     answer = model.predict(features, settings.samples, seed, samples=samples)
