@@ -3,9 +3,10 @@
 pytest benchmarks/bench_encoder.py -s
 
 Published geometry, box and 7 counts. Errors on held-back frames from the whole box and on the paper's test scan, which no
-training sees. A seed succeeds where no standard deviation of the errors is above 1.5 times the bound (its root mean square
-over the frames), without a scoring step. DONUT trains by its authors' two recipes on as many of the same frames as take
-the CPU time of a lean encoder; they give it 4 hours on four GPUs. 15 minutes on one core.
+training sees, twice with other noise: a share of 6,000 errors is known to 0.6 %. A seed succeeds where no standard
+deviation of the errors is above 1.5 times the bound (its root mean square over the frames), without a scoring step. DONUT
+trains by its authors' two recipes on as many of the same frames as take the CPU time of a lean encoder; they give it 4
+hours on four GPUs. 16 minutes on one core.
 
 SCATTERFLOW_ENCODER_FRAMES=68921 SCATTERFLOW_ENCODER_SEEDS=1: the paper's size (41^3), six times as long per seed.
 """
@@ -36,10 +37,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 FRAMES = int(os.environ.get("SCATTERFLOW_ENCODER_FRAMES", "12000"))  # a training sees
 SEEDS = int(os.environ.get("SCATTERFLOW_ENCODER_SEEDS", "10"))
 EPOCHS = 10  # the clock ends no training here: a busy machine gives the same weights
-VALIDATION, HELD_BACK = 2000, 3000
+PUBLISHED = 41**3  # frames of the paper: having seen as many, an encoder covers what it states without a step, too
+VALIDATION, HELD_BACK, SCANS = 2000, 6000, 2
 MAX_COUNTS = 7.0
 SUCCESS, STEPPED = 1.5, 1.25  # times the bound at most: the network alone, and after one scoring step
-COVERED = (0.65, 0.71)  # share of errors within one stated standard deviation, after the step
+COVERED = (0.65, 0.71)  # share of errors within one stated standard deviation
 SAMPLES = (256, 768)  # frames on which DONUT trains to tell what more of them take
 LATENCY_MS = {"lean": 0.27, "donut": 2.5}  # per frame in batches, at most; 0.27 is published for DONUT on a CPU
 BEAM, FILM = NanobeamConfig(), FilmConfig()
@@ -90,7 +92,7 @@ def rows() -> tuple[Labelled, Labelled]:
 @pytest.fixture(scope="module")
 def tests() -> dict[str, Judged]:
     scan = fields.test_scan((64, 64), "flat")[..., :3].reshape(-1, 3)
-    return {"held-back": judged(drawn(HELD_BACK, 3), 4), "test scan": judged(scan, 5)}
+    return {"held-back": judged(drawn(HELD_BACK, 3), 4), "test scan": judged(np.tile(scan, (SCANS, 1)), 5)}
 
 
 def train(
@@ -171,7 +173,7 @@ def test_ten_seeds(rows: tuple[Labelled, Labelled], tests: dict[str, Judged], tm
             assert (ours <= 1.1 * found.ratio).all()
     assert good == SEEDS
     assert least <= STEPPED
-    for found in stepped:
+    for found in stepped + (alone if FRAMES >= PUBLISHED else []):
         assert (found.covered > COVERED[0]).all()
         assert (found.covered < COVERED[1]).all()
 

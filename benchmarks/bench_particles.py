@@ -20,8 +20,10 @@ from scatterflow.forward.dwba.formfactors import Shape, heights
 from scatterflow.forward.particles import Arrangement, Particles, Stack
 
 PIXELS, SIZES = 256, 30
-IMAGES, BY_BORNAGAIN = 96, 3  # in a call
-WANTED, SURE = 10_000, 5_000  # times as fast as BornAgain: to be reached, and even on a machine busy with other things
+IMAGES, COMPARED = 96, 3  # in a call of ours, and with the reference
+CALLS = 20  # of ours beside one image of BornAgain's
+WANTED = 10_000  # times as fast as BornAgain
+WANTED_OF_OTHERS = 5_000  # of other shapes, with fewer repeats
 # the authors' geometry, cut to 256 bins of about 1.1 mm: up to 1.9 deg in the exit angle, 2.3 deg to either side
 INSTRUMENT = InstrumentConfig(
     shape=(PIXELS + 42, PIXELS), pixel_mm=0.55, distance_mm=3230.0, beam_z_px=82.0, beam_y_px=PIXELS / 2,
@@ -54,14 +56,24 @@ def first(images: int, arrangement: Arrangement, stack: Stack) -> tuple[Arrangem
     return Arrangement(*few), replace(stack, layers=stack.layers[:images])
 
 
-def fastest(function: Callable[[], object], times: int) -> float:
-    """Processor time [s] of the call that others on the machine disturbed least."""
-    took = []
-    for _ in range(times):
-        began = time.process_time()
-        function()
-        took.append(time.process_time() - began)
-    return min(took)
+def took(function: Callable[[], object]) -> float:
+    """Processor time [s] of a call."""
+    began = time.process_time()
+    function()
+    return time.process_time() - began
+
+
+def compared(theirs: Callable[[], object], ours: Callable[[], object], repeats: int) -> tuple[float, float, float]:
+    """BornAgain's least time for an image [s], ours, and the ratio of the medians of both.
+
+    In turns, so that a busy machine hits both alike; others' use of the caches costs ours more, so the least counts.
+    """
+    ours()
+    slow, fast = [], []
+    for _ in range(repeats):
+        slow.append(took(theirs))
+        fast += [took(ours) / IMAGES for _ in range(CALLS)]
+    return min(slow), min(fast), float(np.median(slow) / np.median(fast))
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -70,18 +82,20 @@ def test_labelled_images() -> None:
     table = tables.tables(GOLD, INSTRUMENT, pairs(ROWS), pairs(COLUMNS))
     making = time.process_time() - began
     described = drawn(IMAGES)
-    few, one = first(BY_BORNAGAIN, *described), first(1, *described)
-    slow = fastest(lambda: bornagain_particles.expected_counts(GOLD, *one, INSTRUMENT, ROWS, COLUMNS), BY_BORNAGAIN)
-    fast = fastest(lambda: tables.expected_counts(table, *described), 40) / IMAGES
+    few, one = first(COMPARED, *described), first(1, *described)
+    slow, fast, typical = compared(
+        lambda: bornagain_particles.expected_counts(GOLD, *one, INSTRUMENT, ROWS, COLUMNS),
+        lambda: tables.expected_counts(table, *described),
+        7,
+    )
+    reached = slow / fast
     theirs = bornagain_particles.expected_counts(GOLD, *one, INSTRUMENT, ROWS, COLUMNS)
     exact = reference.expected_counts(GOLD, *one, INSTRUMENT, pairs(ROWS), pairs(COLUMNS))
     bare = reference.expected_counts(GOLD, *few, INSTRUMENT, pairs(ROWS), pairs(COLUMNS), rough=False)
     wrong = np.abs(tables.expected_counts(table, *few) / bare - 1)
-    reached = slow / fast
-    told = "reached" if reached > WANTED else f"missed by {1 - reached / WANTED:.1%}"
     print(
         f"\n{PIXELS} x {PIXELS} pixels, {SIZES} sizes: BornAgain {slow:.2f} s per image, tables {1e3 * fast:.3f} ms: "
-        f"{reached:,.0f} times as fast ({WANTED:,} wanted: {told})"
+        f"{reached:,.0f} times as fast ({WANTED:,} wanted; by medians {typical:,.0f})"
         f"\nthe table: {making:.1f} s once, {table.nbytes / 2**20:.1f} MiB, {table.along.shape[0]} x "
         f"{table.along.shape[1]} rows x {len(table.across)} columns"
         f"\nreference against BornAgain: {np.abs(exact / theirs - 1).max():.1e}; tables against the reference: median "
@@ -89,7 +103,7 @@ def test_labelled_images() -> None:
         f"{np.log10(bare.max() / bare.min()):.1f} decades"
     )
     assert np.quantile(wrong, 0.99) < 1e-3
-    assert reached > SURE
+    assert reached > WANTED
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -101,10 +115,13 @@ def test_labelled_images_of_other_shapes(shape: Shape) -> None:
     making = time.process_time() - began
     described = drawn(IMAGES)
     one = first(1, *described)
-    slow = fastest(lambda: bornagain_particles.expected_counts(particles, *one, INSTRUMENT, ROWS, COLUMNS), 1)
-    fast = fastest(lambda: tables.expected_counts(table, *described), 40) / IMAGES
-    print(
-        f"\n{shape}: BornAgain {slow:.2f} s per image, tables {1e3 * fast:.3f} ms: {slow / fast:,.0f} times as fast; the "
-        f"table: {making:.1f} s once, {table.nbytes / 2**20:.1f} MiB"
+    slow, fast, typical = compared(
+        lambda: bornagain_particles.expected_counts(particles, *one, INSTRUMENT, ROWS, COLUMNS),
+        lambda: tables.expected_counts(table, *described),
+        3,
     )
-    assert slow / fast > SURE / 2
+    print(
+        f"\n{shape}: BornAgain {slow:.2f} s per image, tables {1e3 * fast:.3f} ms: {slow / fast:,.0f} times as fast (by "
+        f"medians {typical:,.0f}); the table: {making:.1f} s once, {table.nbytes / 2**20:.1f} MiB"
+    )
+    assert slow / fast > WANTED_OF_OTHERS

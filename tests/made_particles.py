@@ -98,7 +98,8 @@ def answers(study: ParticlesStudy, rows: xr.Dataset, error: float, stated: float
         found[name] = truth + sd * generator.standard_normal(truth.shape)
         found[f"{name}_sd"] = np.full(truth.shape, stated * sd)
         found[f"{name}_low"], found[f"{name}_high"] = found[name] - reach * sd, found[name] + reach * sd
-    result = estimates.beside_truth(study, estimates.labelled(study, found), theta)
+    named = estimates.with_modes(estimates.labelled(study, found), study.prior.names, moved)
+    result = estimates.beside_truth(study, named, theta)
     return result.assign(outside=("simulation", np.arange(len(theta)) % 20 == 0))
 
 

@@ -1,19 +1,20 @@
 """What estimators of particles say of an image, in one form for networks and baselines, and how far it is from the truth.
 
 A dataset over `simulation`: `size_distribution` (simulation, radius) with a band `_low`, `_high`; for each of
-`particles.QUANTITIES` its value, `_sd`, `_low` and `_high` (a central interval). A method leaves out what it does not say.
+`particles.QUANTITIES` its value, `_sd`, `_low` and `_high` (a central interval); `sizescores.MODES` (simulation, mode), the
+smallest mode first. A method leaves out what it does not say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from scatterflow.particles import QUANTITIES, ParticlesStudy
-from scatterflow.sizescores import wasserstein
+from scatterflow.sizescores import MODES, modes, wasserstein
 
 Array = NDArray[np.float64]
 P = "size_distribution"
@@ -45,7 +46,21 @@ def of_samples(study: ParticlesStudy, samples: xr.DataArray, interval: float) ->
         low, _, high = np.quantile(p, tails, axis=1)
         for suffix, column in (("", p.mean(axis=1)), ("_low", low), ("_high", high)):
             found.setdefault(P + suffix, []).append(column)
-    return labelled(study, {name: np.concatenate(parts) for name, parts in found.items()})
+    named = labelled(study, {name: np.concatenate(parts) for name, parts in found.items()})
+    return with_modes(named, study.prior.names, values)
+
+
+def with_modes(found: xr.Dataset, names: Sequence[str], theta: Array) -> xr.Dataset:
+    """`found` with its MODES: those of parameters (simulation, parameter), or medians of samples (simulation, sample,
+    parameter).
+
+    Modes are sorted by their radius in every sample, so the medians are, too: in this order they are compared with a truth.
+    """
+    result = found.copy()
+    for name, values in modes(names, theta).items():
+        middle = np.median(values, axis=1) if values.ndim > 2 else values
+        result[name] = (("simulation", "mode"), middle, {"units": MODES[name]})
+    return result
 
 
 def labelled(study: ParticlesStudy, found: Mapping[str, Array]) -> xr.Dataset:
@@ -66,6 +81,9 @@ def beside_truth(study: ParticlesStudy, found: xr.Dataset, theta: Array) -> xr.D
         result[f"{name}_true"] = ("simulation", values, {"units": _UNITS[name], "long_name": f"true {_LONG[name]}"})
     true = study.size_distribution(theta).values
     result[f"{P}_true"] = (("simulation", "radius"), true, {"units": "1"})
+    if set(MODES) <= set(found):
+        for name, values in modes(study.prior.names, theta).items():
+            result[f"{name}_true"] = (("simulation", "mode"), values, {"units": MODES[name]})
     if P in found:
         apart = wasserstein(found[P].values, true, found["radius"].values)
         result["wasserstein_nm"] = ("simulation", apart, {"units": "nm", "long_name": "Wasserstein distance of p(R)"})

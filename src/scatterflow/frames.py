@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import operator
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -98,6 +99,17 @@ def read_frames(
                     yield name, _frame(path, stack, index, instrument, excluded)
                 except FrameError as error:
                     yield name, error
+
+
+def short_name(name: str) -> str:
+    """A frame's name (see `read_frames`) without folders: `scan.h5::/entry/data/data[3]`."""
+    file, mark, inside = name.partition("::")
+    return Path(file).name + mark + inside
+
+
+def file_name(name: str) -> str:
+    """The file alone of a frame's name: `scan.h5`."""
+    return re.sub(r"\[\d+\]$", "", Path(name.partition("::")[0]).name)
 
 
 def split_path(path: PathLike) -> tuple[Path, str]:

@@ -68,7 +68,10 @@ def _logarithm(summed: Array, number: Array) -> tuple[NDArray[np.float32], NDArr
 
 
 class Fitted(NamedTuple):
-    """Images (simulation, z, y) with their scale, background per bin and score, (simulation,) each."""
+    """Images (simulation, z, y) with their scale, background per bin and score, (simulation,) each.
+
+    Images are whole: with the bins that are not valid, and tell nothing of scale and background.
+    """
 
     image: Array
     scale: Array
@@ -106,7 +109,8 @@ def fitted(
     score = (np.minimum((n - model) ** 2 / variance(model), _CUT) * valid).sum((1, 2)) / np.maximum(
         valid.sum((1, 2)), 1
     )
-    return Fitted(model, scale * total, level, score)
+    scale *= total
+    return Fitted(scale[:, None, None] * expected + level[:, None, None], scale, level, score)
 
 
 def variance(model: Array) -> Array:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from scatterflow.models.particlemodel import ParticleModel
 
 Array = NDArray[np.float64]
+_AROUND = 0.1  # of its wave number, to either side, that a correlation peak has to be seen at
 _SHOWN = (0.05, 0.5, 0.95)  # quantiles of the cuts that posterior samples predict
 
 
@@ -120,8 +121,8 @@ def _shown(study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument
     """
     counts, valid = (features[name].values for name in (VIEW, f"mask_{VIEW}"))
     recorded_often, valid_often = (np.repeat(each, len(theta), axis=0) for each in (counts, valid))
-    images = imagecheck.fitted(study.expected(theta), recorded_often, valid_often)
-    rebuilt = images.image.mean(axis=0)
+    images = imagecheck.fitted(study.expected(theta), recorded_often, valid_often).image
+    rebuilt = images.mean(axis=0)
     coordinates = study.coordinates(VIEW)
     result = xr.Dataset(
         {
@@ -136,27 +137,36 @@ def _shown(study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument
         number = np.maximum(valid[0].sum(axis - 1), 1)
         result[f"{name}_recorded"] = (other, (counts[0] * valid[0]).sum(axis - 1) / number)
         result[f"{name}_valid"] = (other, valid[0].any(axis - 1))
-        cuts = (images.image * valid).sum(axis) / number
+        cuts = (images * valid).sum(axis) / number
         bands = np.quantile(cuts, _SHOWN, axis=0)
         result[f"{name}_rebuilt"] = (("quantile", other), bands)
     result = result.assign_coords(quantile=list(_SHOWN))
-    for what, image in (("measured", counts[0]), ("rebuilt", rebuilt)):
-        result.attrs[f"peak_px_{what}"] = _peak_px(study, image, valid[0], instrument)
+    for what, image, seen in (("measured", counts[0], valid[0]), ("rebuilt", rebuilt, np.ones_like(valid[0]))):
+        result.attrs[f"peak_px_{what}"] = peak_px(study, image, seen, instrument)
     return result
 
 
-def _peak_px(study: ParticlesStudy, image: Array, valid: NDArray[np.bool_], instrument: InstrumentConfig) -> float:
-    """Pixels between beam and correlation peak on the frame's detector; NaN where there is no peak."""
+def peak_px(study: ParticlesStudy, image: Array, valid: NDArray[np.bool_], instrument: InstrumentConfig) -> float:
+    """Pixels between beam and correlation peak on the frame's detector; NaN where there is no peak.
+
+    Mean of the sides of the beam on which nothing around the peak is masked: a gap beside it moves what is left of it.
+    """
     from scatterflow.baselines.cuts import peak_distance  # of the cuts' modules only here
 
     if study.config.sample.layer:
         return float("nan")  # cuts are those of particles on the surface
-    found = peak_distance(image[None], valid[None], study.cuts)
-    if not bool(found["success"][0]):
-        return float("nan")
-    sine = float(2 * np.pi / found["distance_nm"][0]) / geometry.wavenumber(instrument)
-    column = geometry.columns_px(instrument, np.arcsin(np.array(sine)))
-    return float(column - geometry.foot_px(instrument)[1])
+    cuts, wavenumber = study.cuts, geometry.wavenumber(instrument)
+    beam = geometry.foot_px(study.config.instrument)[1]
+    places = []
+    for side in (-1, 1):
+        here = side * (cuts.columns.mean(axis=1) - beam) > 0
+        found = peak_distance(image[None], (valid & here)[None], cuts)
+        peak = float(2 * np.pi / found["distance_nm"][0])
+        whole = valid[np.ix_(cuts.yoneda, here & (np.abs(np.log(cuts.q / peak)) < _AROUND))]
+        if bool(found["success"][0]) and whole.all():
+            column = geometry.columns_px(instrument, np.arcsin(np.array(peak / wavenumber)))
+            places.append(float(column - geometry.foot_px(instrument)[1]))
+    return float(np.mean(places)) if places else float("nan")
 
 
 def line(summary: dict[str, Any]) -> str:

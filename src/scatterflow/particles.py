@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from scatterflow.config.particle_stages import ParticleForwardConfig
 from scatterflow.config.particles import ParticleSampleConfig
 from scatterflow.config.study import ParticlesConfig
 from scatterflow.errors import ConfigError, SimulationError, StoreError
-from scatterflow.prior import Prior
+from scatterflow.prior import Parameter, Prior
 from scatterflow.progress import say
 from scatterflow.sizescores import mean_and_width
 from scatterflow.study import Study
@@ -30,10 +31,12 @@ from scatterflow.units import energy_kev
 if TYPE_CHECKING:  # torch is only needed where images are made
     from scatterflow.baselines.cuts import Cuts
     from scatterflow.forward.dwba.tables import Tables
+    from scatterflow.forward.particles import Arrangement, Particles, Stack
 
 Array = NDArray[np.float64]
 Counts = NDArray[np.float32]
 VIEW = "image"
+INCIDENCE = "incidence_error_deg"
 QUANTITIES = ("distance_nm", "disorder", "mean_radius_nm", "width_nm")  # what a study is asked for, beside p(R)
 ENGINES = ("dwba", "bornagain")
 _PACKAGES = {"bornagain": "bornagain", "dwba": "torch"}
@@ -64,8 +67,24 @@ class ParticlesStudy(Study):
 
     @cached_property
     def prior(self) -> Prior:
-        """Prior of spacing, disorder, size modes, aspect ratio and layers (see `sizes.particle_prior`)."""
-        return sizes.particle_prior(self.config.sample, self.seed)
+        """Prior of spacing, disorder, size modes, aspect ratio and layers (see `sizes.particle_prior`).
+
+        Last, where `artefacts.geometry` has one, the error of the incidence: a uniform number.
+        """
+        prior = sizes.particle_prior(self.config.sample, self.seed)
+        if not (largest := self.largest_tilt_deg):
+            return prior
+        return Prior((*prior.parameters, Parameter(INCIDENCE, -largest, largest, "deg")), self.seed)
+
+    @property
+    def largest_tilt_deg(self) -> float:
+        """Largest error of the incidence [deg], to either side."""
+        return self.config.artefacts.geometry.incidence_deg
+
+    def _described(self, theta: xr.DataArray | ArrayLike) -> tuple[Array, Array | None]:
+        """Parameters (..., parameter) of the sample, and errors of the incidence [deg] (...,), where the prior has them."""
+        values = self.prior.values(theta)
+        return (values[..., :-1], values[..., -1]) if self.largest_tilt_deg else (values, None)
 
     @property
     def views(self) -> tuple[str, ...]:
@@ -123,45 +142,62 @@ class ParticlesStudy(Study):
     def _by_bornagain(self, theta: Array, rows: Array, columns: Array) -> Array:
         from scatterflow.forward import bornagain_particles
 
-        sample = self.config.sample
-        return bornagain_particles.expected_counts(
-            sizes.particles(sample, self.energy_kev),
-            sizes.arrangement(sample, theta),
-            sizes.stack(sample, theta, self.energy_kev),
-            self.config.instrument,
-            np.append(rows[:, 0], rows[-1, 1]),
-            np.append(columns[:, 0], columns[-1, 1]),
-        )
+        up, along = np.append(rows[:, 0], rows[-1, 1]), np.append(columns[:, 0], columns[-1, 1])
+        return self._tilted(theta, partial(bornagain_particles.expected_counts, rows=up, columns=along))
+
+    def _tilted(
+        self, theta: Array, counts: Callable[[Particles, Arrangement, Stack, InstrumentConfig], Array]
+    ) -> Array:
+        """Images of an engine that knows one incidence in a call: simulation by simulation, where it has errors."""
+        sample, energy = self.config.sample, self.energy_kev
+        values, errors = self._described(theta)
+        told, instrument = sizes.particles(sample, energy), self.config.instrument
+        if errors is None:
+            return counts(told, sizes.arrangement(sample, values), sizes.stack(sample, values, energy), instrument)
+        images = []
+        for row, error in enumerate(errors.tolist()):
+            one = values[row : row + 1]
+            tilted = instrument.model_copy(update={"incidence_deg": instrument.incidence_deg + error})
+            images.append(counts(told, sizes.arrangement(sample, one), sizes.stack(sample, one, energy), tilted))
+        return np.concatenate(images)
 
     def _by_dwba(self, theta: Array, rows: Array, columns: Array) -> NDArray[Any]:
-        sample, instrument, forward = self.config.sample, self.config.instrument, self.config.forward
-        arrangement, stack = sizes.arrangement(sample, theta), sizes.stack(sample, theta, self.energy_kev)
+        sample, instrument, rough = self.config.sample, self.config.instrument, self.config.forward.roughness
         if sample.layer:
             from scatterflow.forward.dwba import particles
 
-            told = sizes.particles(sample, self.energy_kev)
-            return particles.expected_counts(told, arrangement, stack, instrument, rows, columns, forward.roughness)
+            return self._tilted(theta, partial(particles.expected_counts, rows=rows, columns=columns, rough=rough))
+        from scatterflow import forward
         from scatterflow.forward.dwba import tables
         from scatterflow.forward.dwba.diffuse import diffuse_counts
 
-        images = tables.expected_counts(self.table, arrangement, stack)
-        if forward.roughness:
-            images += diffuse_counts(stack, instrument, rows, columns)
+        values, errors = self._described(theta)
+        arrangement, stack = sizes.arrangement(sample, values), sizes.stack(sample, values, self.energy_kev)
+        chosen = forward.device(self.config.forward.accelerator)
+        images = tables.expected_counts(
+            self.table, arrangement, stack, errors, device=None if chosen == "cpu" else chosen
+        )
+        if rough:
+            images += diffuse_counts(stack, instrument, rows, columns, errors, self.largest_tilt_deg, chosen)
         return images
 
     @property
     def table(self) -> Tables:
         """Form factors of the study's particles in the pixels of its view: made once, kept in a file, used again."""
         config = self.config
-        return _table(_Key(config.sample, config.instrument, config.forward), self.energy_kev)
+        return _table(_Key(config.sample, config.instrument, config.forward, self.largest_tilt_deg), self.energy_kev)
 
     def size_distribution(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
         """p(R): shares of the particles' number by radius, (simulation, radius) [nm], sum 1."""
-        return sizes.size_distribution(self.config.sample, theta)
+        return sizes.size_distribution(self.config.sample, self._of_the_sample(theta))
 
     def size_height_distribution(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray:
         """p(R, height): shares by radius and aspect ratio, (simulation, radius, aspect_ratio), sum 1."""
-        return sizes.size_height_distribution(self.config.sample, theta)
+        return sizes.size_height_distribution(self.config.sample, self._of_the_sample(theta))
+
+    def _of_the_sample(self, theta: xr.DataArray | ArrayLike) -> xr.DataArray | ArrayLike:
+        """Parameters without the error of the incidence; those of an array with names are found by them."""
+        return theta if isinstance(theta, xr.DataArray) else self._described(theta)[0]
 
     @cached_property
     def cuts(self) -> Cuts:
@@ -234,7 +270,8 @@ class ParticlesStudy(Study):
     def simulation_facts(self) -> dict[str, Any]:
         """The options that determine the stored counts."""
         config = self.config
-        return {
+        tilt = {INCIDENCE: self.largest_tilt_deg} if self.largest_tilt_deg else {}
+        return tilt | {
             "instrument": config.instrument.model_dump(mode="json", exclude={"masked", "saturation"}),
             "sample": config.sample.model_dump(mode="json"),
             "forward": config.forward.model_dump(mode="json", include=_FORWARD[config.forward.engine]),
@@ -290,10 +327,12 @@ class _Key:
     sample: ParticleSampleConfig
     instrument: InstrumentConfig
     forward: ParticleForwardConfig
+    largest_tilt_deg: float
 
     def text(self) -> str:
         """All of it, as one text."""
-        return "".join(part.model_dump_json() for part in (self.sample, self.instrument, self.forward))
+        parts = [part.model_dump_json() for part in (self.sample, self.instrument, self.forward)]
+        return "".join([*parts, f" tilt {self.largest_tilt_deg}"] if self.largest_tilt_deg else parts)
 
     def __hash__(self) -> int:
         return hash(self.text())
@@ -308,7 +347,7 @@ def _table(key: _Key, energy_kev: float) -> Tables:
 
     told = sizes.particles(key.sample, energy_kev)
     rows, columns, _ = _samples(key.instrument)
-    arguments = told, key.instrument, rows, columns, key.forward.table_tolerance
+    arguments = told, key.instrument, rows, columns, key.forward.table_tolerance, key.largest_tilt_deg
     try:
         return tables_file.kept(tables_folder() / f"{provenance.digest(key.text())[:32]}.safetensors", *arguments)
     except StoreError as error:

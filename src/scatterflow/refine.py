@@ -29,11 +29,15 @@ _ROWS = 16  # images at once
 
 
 class Refined(NamedTuple):
-    """Parameters in the unit cube (image, parameter), their covariance there, and the mean squared residual (image,)."""
+    """Parameters in the unit cube (image, parameter), their covariance there, and the mean squared residual (image,).
+
+    `aim` (image, parameter): where the next step would lead if the prior had no ends.
+    """
 
     cube: Array
     covariance: Array
     chi2: Array
+    aim: Array
 
 
 def refine(
@@ -53,18 +57,20 @@ def _refine(
 ) -> Refined:
     size = start.shape[1]
     here = np.clip(study.prior.to_cube(start), _BORDER, 1 - _BORDER)
-    best = Refined(here, np.zeros((len(here), size, size)), np.full(len(here), np.inf))
+    best = Refined(here, np.zeros((len(here), size, size)), np.full(len(here), np.inf), here)
     for _ in range(steps + 1):
         gradient, information, chi2 = _linearised(study, here, counts, valid)
         covariance = np.linalg.inv(information)
+        onwards = np.einsum("npq,nq->np", covariance, gradient)
         better = (chi2 < best.chi2)[:, None]
         best = Refined(
             np.where(better, here, best.cube),
             np.where(better[..., None], covariance, best.covariance),
             np.where(better[:, 0], chi2, best.chi2),
+            np.where(better, here + onwards, best.aim),
         )
         # from where it was best, half as far where the last step made it worse
-        step = np.where(better, np.einsum("npq,nq->np", covariance, gradient), 0.5 * (here - best.cube))
+        step = np.where(better, onwards, 0.5 * (here - best.cube))
         step *= np.minimum(1, _REACH / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-12))
         here = np.clip(np.where(better, here, best.cube) + step, _BORDER, 1 - _BORDER)
     return best
@@ -102,9 +108,17 @@ def _linearised(
 def draw(study: ParticlesStudy, found: Refined, noise: Array, width: float = 1.0) -> Array:
     """Parameters (image, sample, parameter) from standard normal `noise` (image, sample, parameter).
 
-    Normal in the cube with `width` times the deviations found, reflected at its borders.
+    Normal in the cube with `width` times the deviations found, reflected at its borders. Where the image asks for more
+    disorder than the prior has, samples are about what it asks for and stay at the prior's end: what they say is that.
     """
     factors = np.linalg.cholesky(found.covariance) * width
-    cube = found.cube[:, None] + noise @ factors.transpose(0, 2, 1)
+    centre, names = found.cube.copy(), study.prior.names
+    if "disorder" in names:
+        of = names.index("disorder")
+        more = (centre[:, of] >= 1 - _BORDER) & (found.aim[:, of] > 1)
+        centre[more, of] = found.aim[more, of]
+    cube = centre[:, None] + noise @ factors.transpose(0, 2, 1)
+    if "disorder" in names:
+        cube[more, :, of] = np.clip(cube[more, :, of], 0, 1)
     cube = np.abs(np.mod(cube + 1, 2) - 1)  # reflected
     return study.prior.from_cube(np.clip(cube, 1e-9, 1 - 1e-9))

@@ -1,6 +1,8 @@
-"""How far size distributions are from each other, and their moments: histograms on a common grid of sizes."""
+"""How far size distributions are from each other, their moments (of histograms on a common grid of sizes) and modes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -8,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scatterflow.errors import ConfigError
 
 Array = NDArray[np.float64]
+MODES = {"mode_radius_nm": "nm", "mode_width_nm": "nm", "mode_share": "1"}
 
 
 def wasserstein(p: ArrayLike, q: ArrayLike, radius_nm: ArrayLike) -> Array:
@@ -30,6 +33,26 @@ def mean_and_width(p: ArrayLike, radius_nm: ArrayLike) -> tuple[Array, Array]:
     shares = _shares(p, radius)
     mean = shares @ radius
     return mean, np.sqrt((shares * (radius - mean[..., None]) ** 2).sum(axis=-1))
+
+
+def modes(names: Sequence[str], theta: ArrayLike) -> dict[str, Array]:
+    """MODES (..., mode) of parameters `theta` (..., parameter) with `names`: mean and deviation of the radii [nm], share.
+
+    The smallest mode comes first; the law of a mode is not cut at the ends of the grid.
+    """
+    values = dict(zip(names, np.moveaxis(np.asarray(theta, dtype=np.float64), -1, 0), strict=True))
+    number = sum(name.startswith("mode") and name.endswith(".radius_nm") for name in values)
+    radius, relative = (
+        np.stack([values[f"mode{mode}.{name}"] for mode in range(1, number + 1)], axis=-1)
+        for name in ("radius_nm", "relative_width")
+    )
+    shares = [values[f"mode{mode}.share"] for mode in range(1, number)]
+    rest = np.maximum(1 - sum(shares, np.zeros(radius.shape[:-1])), 0)  # rounding may leave less than 0
+    return {
+        "mode_radius_nm": radius,
+        "mode_width_nm": relative * radius,
+        "mode_share": np.stack([*shares, rest], axis=-1),
+    }
 
 
 def _ascending(radius_nm: ArrayLike) -> Array:

@@ -14,6 +14,7 @@ from scipy.stats import chi2
 
 from scatterflow import imagecheck, verdict
 from scatterflow.particlebound import bounds
+from scatterflow.particleframes import peak_px
 from scatterflow.particles import ParticlesStudy
 from scatterflow.refine import draw, refine
 from tests import small_particles as made
@@ -300,6 +301,38 @@ def test_draws_are_normal_about_the_answer_and_inside_the_prior(study: Particles
     spread = study.prior.to_cube(wide)
     assert ((spread < 1e-6) | (spread > 1 - 1e-6)).mean() < 1e-3  # reflected: nothing piles up on a border
     assert spread.std() > 0.25  # all over the prior: a uniform distribution's is 0.29
+
+
+def test_more_disorder_than_the_prior_knows_is_said_to_be_more(study: ParticlesStudy, truth: Truth) -> None:
+    of = study.prior.names.index("disorder")
+    beyond = truth.theta.copy()
+    beyond[:, of] = np.random.default_rng(4).uniform(0.42, 0.6, IMAGES)
+    noise = np.random.default_rng(5).standard_normal((IMAGES, 200, 4))
+    shares = {}
+    for name, theta in (("within", truth.theta), ("beyond", beyond)):
+        drawn = draw(study, refine(study, truth.start, *arrays(made.recorded(study, theta, 1e5)), 8), noise)
+        samples = xr.DataArray(drawn, dims=("observation", "sample", "parameter"))
+        shares[name] = float((imagecheck.border(study, samples)["border"] > imagecheck.MOST).mean())
+        others = np.delete(study.prior.to_cube(drawn), of, axis=2)
+        assert ((others < 1e-6) | (others > 1 - 1e-6)).mean() < 1e-3  # only the disorder has an open end
+    print(f"answers at the prior's end of disorder: {shares['within']:.0%} within, {shares['beyond']:.0%} beyond")
+    assert shares["within"] < 0.05
+    assert shares["beyond"] > 0.9
+
+
+def test_a_gap_beside_the_peak_does_not_move_it(study: ParticlesStudy, truth: Truth) -> None:
+    near = truth.theta[:, study.prior.names.index("disorder")] < 0.2  # broad peaks may be shoulders only
+    images = study.expected(truth.theta[near][:10]).astype(np.float64)
+    every = np.ones(images.shape[1:], dtype=bool)
+    right = np.arange(images.shape[2]) >= images.shape[2] // 2
+    for image in images:
+        place = peak_px(study, image, every, study.config.instrument)
+        assert np.isfinite(place)
+        brightest = int(np.where(right & study.cuts.beside, image[study.cuts.yoneda].sum(0), 0).argmax())
+        gap = every.copy()
+        gap[:, brightest - 2 : brightest + 1] = False
+        assert peak_px(study, image * gap, gap, study.config.instrument) == pytest.approx(place, abs=1e-6)
+        assert np.isnan(peak_px(study, image * gap, gap & gap[:, ::-1], study.config.instrument))
 
 
 # What images can tell

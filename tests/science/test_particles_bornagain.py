@@ -7,6 +7,7 @@ from scatterflow import instrument as geometry
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import ConfigError
 from scatterflow.forward import bornagain_particles, particles
+from scatterflow.forward.dwba import diffuse, tables
 from scatterflow.forward.dwba import particles as dwba
 from scatterflow.forward.dwba.formfactors import SHAPES, Shape, formfactor, heights, volume
 from scatterflow.forward.particles import Arrangement, Interference, Particles, Stack
@@ -56,6 +57,29 @@ def test_reference_equals_bornagain(shape: Shape, interference: Interference) ->
         worst = max(worst, float(np.abs(ours[compared] / theirs[compared] - 1).max()))
     print(f"particles, {shape}, {interference}: largest relative difference from BornAgain {worst:.1e}")
     assert worst < 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_tables_with_errors_of_the_incidence_equal_bornagain(shape: Shape) -> None:
+    """One table against BornAgain at other angles of incidence, detector and direct beam where they were."""
+    rng = np.random.default_rng(20 + SHAPES.index(shape))
+    instrument = INSTRUMENT.model_copy(update={"beam": "direct", "beam_z_px": -1.0})
+    rows, columns = pairs(EDGES[12:]), pairs(EDGES)
+    gold, arrangement, stack = drawn(rng, shape, "paracrystal", 0, 1)
+    table = tables.tables(gold, instrument, rows, columns, incidence_error_deg=0.03)
+    found = []
+    for error in (-0.03, 0.02, rng.uniform(-0.03, 0.03)):
+        tilted = instrument.model_copy(update={"incidence_deg": instrument.incidence_deg + error})
+        ours = tables.expected_counts(table, arrangement, stack, [error])[0].astype(float)
+        ours += diffuse.diffuse_counts(stack, instrument, rows, columns, [error], 0.03)[0]
+        theirs = bornagain_particles.expected_counts(gold, arrangement, stack, tilted, EDGES[12:], EDGES)[0]
+        still = bornagain_particles.expected_counts(gold, arrangement, stack, instrument, EDGES[12:], EDGES)[0]
+        assert np.abs(still / theirs - 1).max() > 0.05
+        found.append(np.abs(ours / theirs - 1))
+    median, most = float(np.median(found)), float(np.max(found))
+    print(f"tables, {shape}, incidence 0.03 deg off: from BornAgain median {median:.1e}, at most {most:.1e}")
+    assert median < 1e-5
+    assert most < 1e-3
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -23,7 +23,7 @@ from scipy import ndimage
 
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import FrameError
-from scatterflow.frames import hot_pixels, open_stack, read_frame, read_frames
+from scatterflow.frames import file_name, hot_pixels, open_stack, read_frame, read_frames, short_name
 
 PILATUS_COMMENTS = """# Detector: PILATUS 100K
 # 2024-10-26T01:38:05.208
@@ -221,6 +221,17 @@ def test_counting_noise_and_sharp_peaks_are_not_hot(mean):
     assert not hot_pixels(counts, np.ones(counts.shape, bool)).any()
     counts[10, 20] = 100 * (mean + 5)
     assert np.argwhere(hot_pixels(counts, np.ones(counts.shape, bool))).tolist() == [[10, 20]]
+
+
+@given(
+    st.lists(st.from_regex(r"[a-z0-9_ .]{0,9}[a-z0-9]", fullmatch=True), max_size=3),
+    st.from_regex(r"[a-z0-9_]{1,9}\.(h5|tif|cbf)", fullmatch=True),
+    st.sampled_from(["", "::/entry/data/data", "[3]", "::/entry/data/data[12]"]),
+)
+def test_names_of_frames_keep_file_and_number(folders, file, inside):
+    name = "/".join(["", *folders, file]) + inside
+    assert short_name(name) == file + inside
+    assert file_name(name) == file_name(short_name(name)) == file
 
 
 @pytest.mark.parametrize("ending", ["tif", "edf"])

@@ -85,7 +85,7 @@ def test_every_section_is_there_and_every_figure_has_words_and_a_size(shown: Stu
 
 def test_tables_tell_what_the_answers_are_worth(shown: StudyPage, study: ParticlesStudy, results: Path) -> None:
     rows = read_estimates(results / "gold" / "infer" / "honest.nc")["test"]
-    errors, coverage = section(shown, "accuracy").tables
+    errors, _, coverage = section(shown, "accuracy").tables
     told = cells(errors, "honest")
     apart = float(np.median(rows["wasserstein_nm"]))
     uniform = read_estimates(results / "gold" / "baseline" / "uniform.nc")["test"]["wasserstein_nm"]
@@ -102,6 +102,30 @@ def test_tables_tell_what_the_answers_are_worth(shown: StudyPage, study: Particl
     assert cells(errors, "uniform p(R): no measurement")["spacing D"] == "\N{EN DASH}"
     assert "the first 2" in errors.notes[0]
     assert study.config.baselines.fitted == 2
+
+
+def test_modes_have_a_table_of_those_who_tell_any(shown: StudyPage, results: Path) -> None:
+    rows = read_estimates(results / "gold" / "infer" / "honest.nc")["test"]
+    table = section(shown, "accuracy").tables[1]
+    assert [row[0] for row in table.rows] == ["honest", "bare", "least-squares fit of two cuts", particletables.PEOPLE]
+    off = np.abs(rows["mode_radius_nm"] - rows["mode_radius_nm_true"])[:, 0]  # the study has one mode
+    relative = 100 * float(np.median(off / rows["mode_radius_nm_true"][:, 0]))
+    told = cells(table, "honest")
+    assert told["mean radius"] == f"{significant(float(np.median(off)), 2)} nm ({relative:.1f} %)"
+    assert (told["share"], told["images"]) == ("\N{EN DASH}", "200")
+    assert cells(table, "least-squares fit of two cuts")["images"] == "2"
+    assert "are matched in the order of their radii" in table.notes[0]
+
+
+def test_shares_of_several_modes_are_told_in_percentage_points(found: Found) -> None:
+    several = copy.deepcopy(found)
+    several["estimators"]["honest"]["test"]["modes"] |= {"number": 2, "mode_share": {"median_error": 0.034}}
+    table = particletables.modes(several, LABELS)
+    assert table is not None
+    assert cells(table, "honest")["share"] == "3.4 %"
+    for entry in several["estimators"].values():
+        entry["test"].pop("modes", None)
+    assert particletables.modes(several, LABELS) is None
 
 
 def test_a_study_is_trusted_for_its_first_model_alone(found: Found) -> None:

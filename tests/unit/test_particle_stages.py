@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import beta, norm, wasserstein_distance
 
 from scatterflow import estimates
 from scatterflow.errors import StoreError
 from scatterflow.particles import QUANTITIES, ParticlesStudy
 from scatterflow.progress import quiet
+from scatterflow.sizescores import MODES, mean_and_width, modes
 from scatterflow.stages import preprocess, simulate
 from scatterflow.stages.particles import baseline, evaluate, sets
 from tests import small_particles as made
@@ -124,6 +126,9 @@ def test_baselines_answer_all_sets(results: tuple[ParticlesStudy, Path]) -> None
     judged = evaluate.merit(evaluate.read_estimates(folder / "baseline" / "abc.nc")["test"])
     assert judged["n"] == 20
     assert judged["distance_nm"]["median_error"] < 9 / 4
+    told = {method: "modes" in evaluate.merit(evaluate.read_estimates(folder / "baseline" / f"{method}.nc")["test"])
+            for method in study.config.methods}  # fmt: skip
+    assert told == {"cut-fit": True, "abc": True, "peak": False, "uniform": False}
 
 
 def test_methods_that_know_the_surface_only_are_left_out_inside_a_layer(tmp_path: Path) -> None:
@@ -182,6 +187,73 @@ def test_merit_of_known_answers() -> None:
     assert found["information_gain"]["mean"] == 3.0
     assert found["information_gain"]["se"] == pytest.approx(np.std([1, 2, 3, 4, 5], ddof=1) / np.sqrt(5))
     assert "disorder" not in found
+
+
+def test_errors_of_modes_are_those_of_the_nearest_assignment() -> None:
+    study = made.study(sample={"modes": {"number": 3, "mean_radius_nm": [1.0, 5.0], "relative_width": [0.1, 0.3]}})
+    truth, samples = study.prior.sample(40, seed=5).values, prior_samples(study, 40, 31)
+    told = estimates.with_modes(xr.Dataset(), study.prior.names, samples.values)
+    rows = estimates.beside_truth(study, told, truth)
+    found = evaluate.merit(rows)["modes"]
+    assert found["number"] == 3
+    columns = dict(zip(study.prior.names, np.moveaxis(samples.values, -1, 0), strict=True))
+    true = dict(zip(study.prior.names, truth.T, strict=True))
+    shares = [columns["mode1.share"], columns["mode2.share"], 1 - columns["mode1.share"] - columns["mode2.share"]]
+    weights = np.stack(
+        [true["mode1.share"], true["mode2.share"], 1 - true["mode1.share"] - true["mode2.share"]], axis=1
+    )
+    errors: dict[str, list[float]] = {name: [] for name in MODES}
+    for image in range(40):
+        ours = [
+            (np.median(columns[f"mode{mode}.radius_nm"][image]),
+             np.median(columns[f"mode{mode}.radius_nm"][image] * columns[f"mode{mode}.relative_width"][image]),
+             np.median(shares[mode - 1][image]))
+            for mode in (2, 3, 1)  # in any order
+        ]  # fmt: skip
+        theirs = [
+            (true[f"mode{mode}.radius_nm"][image],
+             true[f"mode{mode}.radius_nm"][image] * true[f"mode{mode}.relative_width"][image], weights[image, mode - 1])
+            for mode in (1, 2, 3)
+        ]  # fmt: skip
+        far = np.subtract.outer([each[0] for each in theirs], [each[0] for each in ours]) ** 2  # the best one is unique
+        for number, name in enumerate(MODES):
+            pairs = zip(*linear_sum_assignment(far), strict=True)
+            off = [abs(theirs[one][number] - ours[other][number]) for one, other in pairs]
+            errors[name].append(float(weights[image] @ off))
+    for name in MODES:
+        assert found[name]["median_error"] == pytest.approx(np.median(errors[name]))
+        assert found[name]["mean_error"] == pytest.approx(np.mean(errors[name]))
+
+
+def test_modes_of_a_size_distribution_are_its_own() -> None:
+    study = made.study(
+        sample={"sizes": 300, "radius_nm": [0.1, 20.0], "interference": "none",
+                "modes": {"number": 2, "mean_radius_nm": [1.5, 4.0], "relative_width": [0.12, 0.3]}}
+    )  # fmt: skip
+    theta = study.prior.sample(30).values
+    found, p = modes(study.prior.names, theta), study.size_distribution(theta)
+    mean, width = mean_and_width(p.values, p["radius"].values)
+    radius, deviation, share = found.values()
+    np.testing.assert_allclose(share.sum(1), 1)
+    np.testing.assert_allclose((share * radius).sum(1), mean, rtol=2e-3)
+    second = (share * (radius**2 + deviation**2)).sum(1)
+    np.testing.assert_allclose(np.sqrt(second - (share * radius).sum(1) ** 2), width, rtol=5e-3)
+    assert (np.diff(radius) > 0).all()
+
+
+def test_a_true_mode_without_particles_counts_for_nothing() -> None:
+    one = xr.Dataset({
+        name: (("simulation", "mode"), np.array([values]))
+        for name, values in {
+            "mode_radius_nm": [2.0, 9.0], "mode_radius_nm_true": [2.5, 5.0], "mode_width_nm": [1.0, 0.1],
+            "mode_width_nm_true": [0.5, 0.2], "mode_share": [0.9, 0.1], "mode_share_true": [1.0, 0.0],
+        }.items()
+    })  # fmt: skip
+    found = evaluate.merit(one)["modes"]
+    assert found["mode_radius_nm"]["median_error"] == pytest.approx(0.5)
+    assert found["mode_radius_nm"]["median_relative_error"] == pytest.approx(0.2)
+    assert found["mode_width_nm"]["median_relative_error"] == pytest.approx(1.0)
+    assert "median_relative_error" not in found["mode_share"]
 
 
 @pytest.mark.parametrize(("held", "of"), [(0, 7), (3, 7), (7, 7), (70, 100)])

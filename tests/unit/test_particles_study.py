@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
-from scipy.stats import truncnorm
+from scipy.stats import kstest, truncnorm
 
 from scatterflow import instrument as geometry
 from scatterflow import particles, sizes
@@ -71,6 +72,31 @@ def test_diffuse_counts_are_those_of_every_pixel(cut_off: float) -> None:
     assert (min(beyond) > 0.1) == (cut_off < 0.5)  # the wide cut-off lies outside of the detector
 
 
+@pytest.mark.parametrize("cross", [None, 60.0])
+def test_diffuse_counts_with_errors_of_the_incidence(cross: float | None) -> None:
+    """Against every pixel at each simulation's own incidence."""
+    largest, errors = 0.015, np.array([0.015, -0.01, 0.0])
+    of = InstrumentConfig.model_validate(made.INSTRUMENT | {"views": {"image": made.VIEW}})
+    rows, columns = edges(480, 1400, 24), edges(10, 1470, 60)
+    particle = Particles("sphere", np.array([2.0]), np.array([4.0]), 2.3e-5, 2.2e-6)
+    low, high = np.array([[1e-6, 1e-9, 5, 0.1, 0.2, 5], [2e-5, 1e-6, 40, 1.0, 0.95, 60]])
+    stack = Stack(np.random.default_rng(3).uniform(low, high, (3, 2, 6)), cross_correlation_length_nm=cross)
+    found = diffuse_counts(stack, of, rows, columns, errors, largest)
+    moved = []
+    for row, error in enumerate(errors.tolist()):
+        one = Stack(stack.layers[row : row + 1], cross_correlation_length_nm=cross)
+        few = Arrangement(np.ones((1, 1)), np.full(1, 12.0), np.full(1, 0.2))
+        tilted = of.model_copy(update={"incidence_deg": of.incidence_deg + error})
+        both, alone = (
+            dwba.expected_counts(particle, few, one, tilted, rows, columns, rough)[0] for rough in (True, False)
+        )
+        wanted = both - alone
+        assert np.abs(found[row] - wanted).max() <= 1e-4 * wanted.max()
+        assert (np.abs(found[row] - wanted) / both).max() < 1e-4
+        moved.append(np.abs(diffuse_counts(one, of, rows, columns)[0] / found[row] - 1).max())
+    assert (np.array(moved) > 0.01).tolist() == [True, True, False]
+
+
 def test_roughness_is_added_and_can_be_left_out() -> None:
     rough, smooth = made.study(), made.study(forward={"roughness": False})
     theta = rough.prior.sample(3).values
@@ -94,6 +120,40 @@ def test_images_are_bornagains(layer: int) -> None:
     ours, theirs = one.simulate(theta)["image"].values, one.simulate(theta, "bornagain")["image"].values
     assert ours.dtype == theirs.dtype == np.float32
     np.testing.assert_allclose(ours, theirs, rtol=2e-3)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_images_with_errors_of_the_incidence_are_bornagains(layer: int) -> None:
+    tilted: dict[str, Any] = {"artefacts": {"geometry": {"incidence_deg": 0.008}}}
+    one = made.inside(**tilted) if layer else made.study(sample={"layers": [made.LAYER]}, **tilted)
+    theta = one.prior.sample(2)
+    theta[:, -1] = [0.008, -0.006]
+    ours, theirs = one.simulate(theta)["image"].values, one.simulate(theta, "bornagain")["image"].values
+    np.testing.assert_allclose(ours, theirs, rtol=2e-3)
+    assert np.median(np.abs(ours / theirs - 1)) < 1e-5
+    theta[:, -1] = 0.0
+    off = made.inside() if layer else made.study(sample={"layers": [made.LAYER]})
+    still = off.expected(theta[:, :-1].values)
+    np.testing.assert_allclose(one.simulate(theta)["image"].values, still, rtol=1e-4)
+    assert np.abs(ours / still - 1).max() > 0.1
+
+
+def test_the_error_of_the_incidence_is_a_parameter_of_its_own() -> None:
+    """Of simulations; what is asked of the sample does not depend on it. Off by default, and then nowhere."""
+    off, one = made.study(), made.study(artefacts={"geometry": {"incidence_deg": 0.008}})
+    assert one.prior.names == (*off.prior.names, "incidence_error_deg")
+    assert one.prior.units[-1] == "deg"
+    theta = one.prior.sample(2000)
+    assert kstest(theta[:, -1], "uniform", (-0.008, 0.016)).pvalue > 1e-3
+    few = theta[:5]
+    for name in ("size_distribution", "size_height_distribution"):
+        wanted = getattr(off, name)(few.values[:, :-1])
+        for given in (few, few.values):
+            np.testing.assert_array_equal(getattr(one, name)(given), wanted)
+    for name, values in off.quantities(few.values[:, :-1]).items():
+        np.testing.assert_array_equal(one.quantities(few)[name], values)
+    assert "incidence_error_deg" in one.simulation_facts()
+    assert not any("incidence_error" in name for name in off.simulation_facts())
 
 
 def test_simulations_have_names_units_and_places() -> None:
@@ -135,6 +195,13 @@ def test_engines_and_views_that_are_not(arguments: dict[str, Any], message: str)
     one = made.study()
     with pytest.raises(ConfigError, match=message):
         one.simulate(one.prior.sample(1), **arguments)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    one = made.study(forward={"accelerator": "gpu"})
+    with pytest.raises(ConfigError, match=r"forward.accelerator must be cpu where torch finds no GPU, got gpu"):
+        one.expected(one.prior.sample(1).values)
 
 
 def test_counts_that_are_no_numbers_are_refused() -> None:
@@ -202,8 +269,11 @@ def test_sizes_and_heights_are_independent() -> None:
         ({"instrument": {"masked": []}}, False, True),
         ({"artefacts": {"total_counts": [1e4, 1e5]}}, False, True),
         ({"artefacts": {"gaps": {"place": "random"}}}, False, True),
+        ({"artefacts": {"geometry": {"distance": 0.0}}}, False, True),
+        ({"artefacts": {"geometry": {"incidence_deg": 0.005}}}, True, True),
         ({"simulate": {"simulations": 180}}, False, False),
         ({"forward": {"batch_bytes": 1_000_000}}, False, False),
+        ({"forward": {"accelerator": "gpu"}}, False, False),
         ({"forward": {"cross_check": 1, "tolerance": 0.1}}, False, False),
         ({"evaluation": {"total_counts": 1e4}}, False, False),
         ({"baselines": {"starts": 2}}, False, False),
@@ -355,7 +425,7 @@ APART = made.VIEW | {"rows": [[474, 594], [600, 800]]}
             "above the horizon, row 471.6, but begins at row 300",
         ),
         ({"instrument": {"beam_z_px": -5000.0}}, "the horizon, row -.*must lie on the detector of 1679 rows"),
-        ({"instrument": {"beam_z_px": 5000.0}}, "must lie above the horizon, row 5"),
+        ({"instrument": {"beam_z_px": 5000.0}}, "the horizon, row 5104.1, must lie on the detector of 1679 rows"),
         ({"instrument": {"geometry": "flat"}}, "instrument.geometry must be bornagain"),
         ({"instrument": {"background": 1.0}}, "instrument.background must be 0"),
         ({"instrument": {"views": {"image": made.VIEW, "profile": made.VIEW}}}, "must define 'image' alone"),
@@ -365,6 +435,15 @@ APART = made.VIEW | {"rows": [[474, 594], [600, 800]]}
             "sampled by integers",
         ),
         ({"instrument": {"views": {"image": APART}}}, "must be one range of rows"),
+        (
+            {"artefacts": {"geometry": {"incidence_deg": 0.01}}},
+            "above the horizon, row 474.2 at its highest, but begins at row 474",
+        ),
+        ({"artefacts": {"geometry": {"incidence_deg": 0.3}}}, "geometry.incidence_deg"),
+        (
+            {"artefacts": {"geometry": {"incidence_deg": 0.1}}, "instrument": {"incidence_deg": 0.1}},
+            "incidence_deg must be below the incidence, 0.1 deg, got 0.1",
+        ),
         ({"models": {"abc": {}}}, "the name 'abc' is taken"),
         ({"models": {"sets": {}}}, "the name 'sets' is taken"),
         ({"evaluation": {"beyond_disorder": [0.6, 0.4]}}, "beyond_disorder must ascend between 0 and 1"),

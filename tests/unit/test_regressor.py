@@ -16,7 +16,7 @@ from scatterflow.models.donut import DECODER_RATE, Donut
 from scatterflow.models.nanobeam import NanobeamNN
 from scatterflow.models.nanophysics import Box
 from scatterflow.models.regressor import build, load_regressor
-from scatterflow.models.regressor_training import Labelled, Noisy, train_regressor
+from scatterflow.models.regressor_training import ONE_SD, Labelled, Noisy, train_regressor
 from scatterflow.progress import quiet
 from scatterflow.provenance import digest
 
@@ -71,12 +71,27 @@ def test_what_was_trained_is_loaded(name: str, tmp_path: Path) -> None:
     again, sd_again = load_regressor(path.parent).predict(COUNTS)
     np.testing.assert_array_equal(again, values)
     np.testing.assert_array_equal(sd_again, sd)
-    # as many errors lie within one standard deviation as the calibration is for, within one frame
-    assert regressor.scores["coverage"] == pytest.approx([0.683] * 3, abs=1 / len(VALIDATION.theta))
+    # as many errors lie within one standard deviation as the calibration is for, within one estimate
+    estimates = len(VALIDATION.theta) * regressor.scores["draws"]
+    assert regressor.scores["coverage"] == pytest.approx([ONE_SD] * 3, abs=1 / estimates)
     # the same training from nothing has the same weights; in the same folder it finds itself done
     weights = (path.parent / "weights.safetensors").read_bytes()
     assert (trained(name, tmp_path / "other").parent / "weights.safetensors").read_bytes() == weights
     assert (trained(name, tmp_path / "bundle").parent / "weights.safetensors").read_bytes() == weights
+
+
+def test_errors_are_calibrated_on_several_draws_of_the_noise(bundle: Path) -> None:
+    """With other noise as many errors are within one standard deviation, to four errors of what calibrates and judges."""
+    regressor = load_regressor(bundle)
+    rows, draws = (regressor.scores[name] for name in ("rows", "draws"))
+    assert (rows, draws) == (len(VALIDATION.theta), 10)
+    repeated = Labelled(*(np.tile(part, (100, *[1] * (part.ndim - 1))) for part in VALIDATION))
+    judged = len(repeated.theta)
+    counts, unit = Noisy(repeated, BOX, 7.0, 99, judged, fresh=False).block(0, 0).tensors
+    values, sd = regressor.predict(counts.numpy())
+    coverage = (np.abs(values - BOX.from_unit(unit).numpy()) <= sd).mean(0)
+    error = np.sqrt(ONE_SD * (1 - ONE_SD) * (1 / (rows * draws) + 1 / judged))
+    assert (np.abs(coverage - ONE_SD) < 4 * error).all()
 
 
 def test_a_box_that_a_prediction_used_first_can_be_trained_with() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.checkout import Checkout, new_checkout
+from tests.workflow.checkout import ROOT, Checkout, new_checkout
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +25,14 @@ def checkout(finished: Checkout, tmp_path: Path) -> Checkout:
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout in which nothing has run; only for dry runs and refused calls."""
     return new_checkout(tmp_path_factory.mktemp("workflow") / "untouched")
+
+
+@pytest.fixture(scope="session")
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout whose run of particles.yaml is complete. Not to be changed: `copy` it."""
+    run = "particles.yaml"
+    checkout = new_checkout(tmp_path_factory.mktemp("particles") / "finished")
+    (checkout.folder / run).write_text((ROOT / "tests" / "workflow" / run).read_text())
+    done = checkout.snakemake(configfile=run)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return checkout

@@ -11,21 +11,11 @@ import pytest
 import xarray as xr
 
 import scatterflow as sf
-from tests.workflow.checkout import BIN, ROOT, Checkout, new_checkout
+from tests.workflow.checkout import BIN, ROOT, Checkout
 
 pytestmark = [pytest.mark.workflow, pytest.mark.xdist_group("workflow")]
 RUN = "particles.yaml"
 INSTRUMENT = ROOT / "config" / "instruments" / "p03_pilatus2m.yaml"
-
-
-@pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout whose run is complete."""
-    checkout = new_checkout(tmp_path_factory.mktemp("particles") / "finished")
-    (checkout.folder / RUN).write_text((ROOT / "tests" / "workflow" / RUN).read_text())
-    done = checkout.snakemake(configfile=RUN)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return checkout
 
 
 def study_folder(checkout: Checkout) -> Path:

@@ -62,7 +62,8 @@ def _probability(default: float) -> float:
 class GeometryErrorConfig(Section):
     """What the true geometry differs by from the known one, and the blur of the beam; all uniform.
 
-    Resampled from the expected counts, so an error of the incidence is not among them: it changes the waves.
+    Beam and distance are resampled from the expected counts. An error of the incidence changes the waves, so it is made
+    where images are simulated, and is a parameter of the posterior as layers are.
     """
 
     beam_px: float = option(
@@ -70,6 +71,14 @@ class GeometryErrorConfig(Section):
         source="instrument file of P03",
     )  # fmt: skip
     distance: float = option(0.003, ge=0, le=0.1, help="largest relative error of the detector's distance")
+    incidence_deg: float = option(
+        0.0,
+        ge=0,
+        le=0.2,
+        help="largest error of the incidence angle, 0 for none: adds parameter incidence_error_deg, uniform, to the prior; "
+        "detector and instrument.beam stay, the sample is tilted: the horizon moves by it, the other beam by twice as much",
+        unit="deg",
+    )
     divergence_px: Length = option(
         (0.0, 1.0), help="standard deviation of the beam on the detector, along rows and columns each", unit="pixel"
     )

@@ -25,6 +25,9 @@ class ParticleForwardConfig(Section):
     table_tolerance: float = option(
         1e-6, gt=0, le=1e-2, help="largest error of the tables' interpolation along a row, over Porod's law"
     )
+    accelerator: Literal["cpu", "gpu"] = option(
+        "cpu", help="processor of engine dwba; particles inside a layer are computed on the CPU"
+    )
     cross_check: int = option(
         2, ge=1, help="stored simulations that stage cross-check computes again with the other engine"
     )

@@ -14,7 +14,7 @@ from scatterflow.config.baselines import AbcMethod, BaselinesConfig
 from scatterflow.config.dualbranch import DualBranchConfig
 from scatterflow.config.evaluation import EvaluationConfig
 from scatterflow.config.forward import ForwardConfig
-from scatterflow.config.inference import InferenceConfig
+from scatterflow.config.inference import FramesConfig, InferenceConfig
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.model import ModelConfig
 from scatterflow.config.nanodiffraction import (
@@ -41,10 +41,11 @@ from scatterflow.config.sample import SampleConfig
 from scatterflow.config.scan import ScanConfig
 from scatterflow.config.simulate import SimulateConfig
 from scatterflow.config.sweep import SweepConfig
-from scatterflow.instrument import horizon_px
+from scatterflow.instrument import horizon_px, valid_share
 
 # infer/<model>.nc lies beside these, and the evaluation's tables hold models and baselines together
 RESERVED_FOR_PARTICLES = ("frames", "manifest", "sets", *get_args(ParticleMethod))
+GEOMETRY = ("wavelength_nm", "incidence_deg", "distance_mm", "pixel_mm", "shape", "beam", "beam_z_px", "beam_y_px")
 RESERVED = ("examples", "experiment", "frames", "manifest", *get_args(AbcMethod))
 
 
@@ -57,19 +58,24 @@ class StudyConfig(Section):
     sweep: SweepConfig | None = option(None, help="trainings of a model with varied options; none: no sweep")
 
     @property
+    def frames(self) -> tuple[FramesConfig, ...]:
+        """Sets of measured frames, each with its instrument file."""
+        return ()
+
+    @property
     def real_files(self) -> tuple[str, ...]:
         """Measured files of the study, below the folder of real frames."""
-        return ()
+        return tuple(name for frames in self.frames for name in frames.files)
 
     @property
     def instrument_files(self) -> tuple[str, ...]:
         """Instrument files of the measured ones, relative to the configuration."""
-        return ()
+        return tuple(frames.instrument for frames in self.frames)
 
     @property
     def sources(self) -> tuple[tuple[str, str], ...]:
         """Names of the sets of measured files, and where they come from."""
-        return ()
+        return tuple((frames.name, frames.source) for frames in self.frames)
 
     @model_validator(mode="after")
     def _sweep(self) -> Self:
@@ -93,19 +99,9 @@ class MultilayerConfig(StudyConfig):
     evaluation: EvaluationConfig = option(EvaluationConfig(), help="figures of merit on held-back simulations")
 
     @property
-    def real_files(self) -> tuple[str, ...]:
-        """Measured files of the study, below the folder of real frames."""
-        return tuple(name for frames in self.inference.frames for name in frames.files)
-
-    @property
-    def instrument_files(self) -> tuple[str, ...]:
-        """Instrument files of the measured ones, relative to the configuration."""
-        return tuple(frames.instrument for frames in self.inference.frames)
-
-    @property
-    def sources(self) -> tuple[tuple[str, str], ...]:
-        """Names of the sets of measured files, and where they come from."""
-        return tuple((frames.name, frames.source) for frames in self.inference.frames)
+    def frames(self) -> tuple[FramesConfig, ...]:
+        """Sets of measured frames."""
+        return self.inference.frames
 
     @model_validator(mode="after")
     def _views(self) -> Self:
@@ -193,19 +189,9 @@ class ParticlesConfig(StudyConfig):
     )
 
     @property
-    def real_files(self) -> tuple[str, ...]:
-        """Measured files of the study, below the folder of real frames."""
-        return tuple(name for frames in self.inference.frames for name in frames.files)
-
-    @property
-    def instrument_files(self) -> tuple[str, ...]:
-        """Instrument files of the measured ones, relative to the configuration."""
-        return tuple(frames.instrument for frames in self.inference.frames)
-
-    @property
-    def sources(self) -> tuple[tuple[str, str], ...]:
-        """Names of the sets of measured files, and where they come from."""
-        return tuple((frames.name, frames.source) for frames in self.inference.frames)
+    def frames(self) -> tuple[FramesConfig, ...]:
+        """Sets of measured frames."""
+        return self.inference.frames
 
     @property
     def methods(self) -> tuple[ParticleMethod, ...]:
@@ -216,6 +202,11 @@ class ParticlesConfig(StudyConfig):
     @model_validator(mode="after")
     def _view(self) -> Self:
         instrument = self.instrument
+        lacking = [name for name in GEOMETRY if name not in instrument.model_fields_set]
+        if lacking:
+            raise ValueError(
+                f"instrument must give {', '.join(lacking)}: the geometry of kind {self.kind} has no defaults"
+            )
         if set(instrument.views) != {"image"}:
             raise ValueError(f"instrument.views must define 'image' alone for kind {self.kind}")
         view = instrument.views["image"]
@@ -225,17 +216,32 @@ class ParticlesConfig(StudyConfig):
             raise ValueError("instrument.geometry must be bornagain: real frames, which are flat, are resampled to it")
         if instrument.background:
             raise ValueError("instrument.background must be 0: artefacts.background adds it")
-        horizon = horizon_px(instrument)
-        first = view.rows[0][0]
-        if not horizon <= first:
-            raise ValueError(
-                f"instrument.views.image must lie above the horizon, row {horizon:.1f}, but begins at row {first}; below "
-                "it nothing of the sample is seen"
-            )
+        error = self.artefacts.geometry.incidence_deg
+        if not error < instrument.incidence_deg:
+            must = f"must be below the incidence, {instrument.incidence_deg:g} deg, got {error:g}"
+            raise ValueError(f"artefacts.geometry.incidence_deg {must}")
+        tilted = ({"incidence_deg": instrument.incidence_deg + sign * error} for sign in (-1, 1))
+        horizon = max(horizon_px(instrument.model_copy(update=each)) for each in tilted)
         if not 0 <= horizon < instrument.shape[0]:
             raise ValueError(
                 f"instrument: the horizon, row {horizon:.1f}, must lie on the detector of {instrument.shape[0]} rows; "
                 "check beam_z_px, incidence_deg, distance_mm and pixel_mm"
+            )
+        first = view.rows[0][0]
+        if not horizon <= first:
+            raise ValueError(
+                f"instrument.views.image must lie above the horizon, row {horizon:.1f}{' at its highest' if error else ''}, "
+                f"but begins at row {first}; below it nothing of the sample is seen"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _unmasked(self) -> Self:
+        least = self.artefacts.min_valid_share
+        if self.instrument.masked and (valid_share(self.instrument, "image") < least).all():
+            raise ValueError(
+                f"instrument.masked must leave bins of instrument.views.image with {least:.0%} valid pixels, got none; move "
+                "or shrink the rectangles"
             )
         return self
 

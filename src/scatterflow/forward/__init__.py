@@ -33,7 +33,7 @@ def expected_counts(
         forward = config.forward
         counts = dwba.expected_counts(
             config.sample, config.instrument, theta, views,
-            mode=forward.mode, device=_device(forward.accelerator), batch_bytes=forward.batch_bytes,
+            mode=forward.mode, device=device(forward.accelerator), batch_bytes=forward.batch_bytes,
         )  # fmt: skip
     else:
         raise ConfigError("engine", f"must be one of {list(ENGINES)}", repr(engine))
@@ -52,7 +52,7 @@ def derivatives(
     return by_dwba(config.sample, config.instrument, theta, views)
 
 
-def _device(accelerator: str) -> str:
+def device(accelerator: str) -> str:
     """torch's name of a processor. Raises ConfigError where it is not there."""
     import torch
 

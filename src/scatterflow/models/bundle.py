@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,25 +11,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
 
 from scatterflow.config.model import ModelConfig
 from scatterflow.data import Inputs
 from scatterflow.errors import BundleError, ConfigError
+from scatterflow.models.bundlefile import AGAIN, read_bundle, write_bundle
 from scatterflow.models.estimator import Estimator
 from scatterflow.models.networks import Networks
 from scatterflow.models.posterior import ModeFit
 from scatterflow.prior import prior_from_spec
-from scatterflow.products import replacing
-from scatterflow.provenance import digest
 
 FORMAT = 1
 KIND = "multilayer"
 _EXTRA = "extra."  # prefix of arrays that are no weights of the networks
-_AGAIN = "train the model again, or copy the bundle again"
 
 
 @dataclass(frozen=True)
@@ -69,26 +61,6 @@ def save_bundle(
     return write_bundle(folder, content, tensors, texts)
 
 
-def write_bundle(
-    folder: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor], texts: Mapping[str, str] | None = None
-) -> Path:
-    """Write `content` (plain JSON), `tensors` and files `texts` as the bundle `folder`, complete or not at all.
-
-    Returns the path of its bundle.json. Raises StoreError where the disk refuses.
-    """
-    weights = save_safetensors(dict(tensors))
-    whole = {**content, "weights": {"file": "weights.safetensors", "sha256": hashlib.sha256(weights).hexdigest()}}
-    whole = json.loads(json.dumps(whole, allow_nan=False))
-    whole["sha256"] = digest(whole)
-    with replacing(folder) as temporary:
-        temporary.mkdir()
-        (temporary / "weights.safetensors").write_bytes(weights)
-        for name, text in (texts or {}).items():
-            (temporary / name).write_text(text, encoding="utf-8")
-        (temporary / "bundle.json").write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    return folder / "bundle.json"
-
-
 def load_bundle(folder: str | Path) -> Bundle:
     """Read a bundle. Raises BundleError, in one line, where it is missing, damaged, of another format or kind."""
     place = f"bundle {folder}"
@@ -101,64 +73,16 @@ def load_bundle(folder: str | Path) -> Bundle:
         networks = Networks(config, inputs, len(prior.names))
         meta = dict(content["meta"])
     except (KeyError, TypeError, ValueError, AttributeError, ValidationError, ConfigError) as error:
-        raise BundleError(place, "must describe a model", " ".join(str(error).split())[:200], _AGAIN) from None
+        raise BundleError(place, "must describe a model", " ".join(str(error).split())[:200], AGAIN) from None
     expected = {name: tensor.shape for name, tensor in networks.state_dict().items()}
     found = {name: tensor.shape for name, tensor in tensors.items() if not name.startswith(_EXTRA)}
     if expected != found:
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        raise BundleError(f"weights of {place}", "must fit its model", f"{len(odd)} others: {odd[0]}", _AGAIN)
+        raise BundleError(f"weights of {place}", "must fit its model", f"{len(odd)} others: {odd[0]}", AGAIN)
     networks.load_state_dict({name: tensors[name] for name in expected})
     networks.eval().requires_grad_(False)
     arrays = {name.removeprefix(_EXTRA): tensors[name].numpy() for name in tensors if name.startswith(_EXTRA)}
     return Bundle(Estimator(config, prior, inputs, networks, fits), arrays, meta)
-
-
-def read_bundle(folder: str | Path, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Content and tensors that `write_bundle` wrote. Raises BundleError as `load_bundle` does."""
-    folder = Path(folder)
-    content = read_bundle_json(folder / "bundle.json")
-    place = f"bundle {folder}"
-    if content.get("format") != version:
-        raise BundleError(
-            place, f"must have format {version}", content.get("format"), "use the version of scatterflow that wrote it"
-        )
-    if content.get("kind") != kind:
-        raise BundleError(place, f"must be of kind {kind}", content.get("kind"), "choose another bundle")
-    if content.pop("sha256", None) != digest(content):
-        raise BundleError(f"{folder / 'bundle.json'}", "must be as it was written", "another checksum", _AGAIN)
-    return content, read_bundle_weights(folder / "weights.safetensors", content)
-
-
-def read_bundle_json(path: Path) -> dict[str, Any]:
-    """Content of bundle.json. Raises BundleError where it is missing or damaged."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise BundleError(f"{path}", "must exist", remedy="give the folder of a trained model") from None
-    except OSError as error:
-        raise BundleError(f"{path}", "must be readable", error.strerror) from None
-    except (ValueError, RecursionError):
-        raise BundleError(f"{path}", "must be valid JSON", "a damaged file", _AGAIN) from None
-    if not isinstance(content, dict):
-        raise BundleError(f"{path}", "must be a JSON object", type(content).__name__, _AGAIN)
-    return content
-
-
-def read_bundle_weights(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors of a safetensors file whose checksum stands in bundle.json."""
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise BundleError(f"{path}", "must exist", remedy=_AGAIN) from None
-    except OSError as error:
-        raise BundleError(f"{path}", "must be readable", error.strerror) from None
-    weights = content.get("weights")
-    if not isinstance(weights, dict) or weights.get("sha256") != hashlib.sha256(data).hexdigest():
-        raise BundleError(f"{path}", "must be as it was written", "another checksum", _AGAIN)
-    try:
-        return dict(load_safetensors(data))
-    except SafetensorError as error:
-        raise BundleError(f"{path}", "must be a safetensors file", error, _AGAIN) from None
 
 
 def mode_fit(told: Mapping[str, Any]) -> ModeFit:

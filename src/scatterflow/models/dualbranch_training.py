@@ -64,7 +64,7 @@ class Recorded:
         self, study: ParticlesStudy, rows: Labelled, config: DualBranchConfig, reduced: Reduction, seed: int
     ) -> None:
         self.study, self.rows, self.reduction, self.seed = study, rows, reduced, seed
-        self.config, self.training = _recording(study, config), config.training
+        self.config, self.training = recording(study, config), config.training
         self.targets = targets(study, rows.theta)
         self.kept: dict[tuple[int, int], Future[Rows]] = {}  # by draw and number of the block
         self.pool = ThreadPoolExecutor(1)
@@ -130,7 +130,8 @@ def train_dual_branch(
     """Train model `name` of `study` and write its bundle `folder`; returns the path of bundle.json.
 
     train : simulations to learn from; see `Recorded` for the memory.
-    validation : features with `parameters` that choose the best weights, calibrate intervals and tell the scores.
+    validation : features with `parameters` that choose the best weights, calibrate intervals and tell the scores; made by
+        `recording`, as the training's.
 
     Checkpoints go to `<folder>.training/`, from which a stopped training of the same configuration, data and code
     continues; `training.fit` says which errors it raises. Raises ConfigError for an unknown name or unsound rows,
@@ -211,8 +212,8 @@ def targets(study: ParticlesStudy, theta: NDArray[np.float64]) -> tuple[torch.Te
     return normal, sizes, second
 
 
-def _recording(study: ParticlesStudy, config: DualBranchConfig) -> ArtefactsConfig:
-    """How training images are recorded; the counts are the study's in any case."""
+def recording(study: ParticlesStudy, config: DualBranchConfig) -> ArtefactsConfig:
+    """How images are recorded from which a model learns; the counts are the study's in any case."""
     own = study.config.artefacts
     return own if config.artefacts else NO_ARTEFACTS.model_copy(update={"total_counts": own.total_counts})
 

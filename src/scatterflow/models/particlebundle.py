@@ -14,7 +14,8 @@ from scatterflow.config.dualbranch import DualBranchConfig
 from scatterflow.config.loading import validate
 from scatterflow.config.study import ParticlesConfig
 from scatterflow.errors import BundleError, ConfigError
-from scatterflow.models.bundle import mode_fit, read_bundle
+from scatterflow.models.bundle import mode_fit
+from scatterflow.models.bundlefile import read_bundle
 from scatterflow.models.particlemodel import EXTRA, FORMAT, KIND, ParticleModel, untrained
 from scatterflow.particles import ParticlesStudy
 from scatterflow.verdict import FeatureScore

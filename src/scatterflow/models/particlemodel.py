@@ -14,11 +14,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from scatterflow import imagecheck, refine, seeds
+from scatterflow import estimates, imagecheck, refine, seeds
 from scatterflow.config.dualbranch import DualBranchConfig
 from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models import fastflow
-from scatterflow.models.bundle import write_bundle
+from scatterflow.models.bundlefile import write_bundle
 from scatterflow.models.dualbranch import SECOND, Ensemble, Reduction, Seen, build, reduction
 from scatterflow.models.mixture import MixedPosterior
 from scatterflow.models.particlecard import card
@@ -147,7 +147,7 @@ class ParticleModel:
         (where the prior has it), mean_radius_nm and width_nm (mean and standard deviation of p(R)): median of the samples,
         with `_sd`, `_low` and `_high`: calibrated standard deviation and central interval of `inference.interval`; where the
         disorder is at the end of the prior's, its interval is open: up to the most that makes sense. The second branch's own
-        answers: `distance_branch_nm`, `disorder_branch`. Raises BundleError as `posterior` does.
+        answers: `distance_branch_nm`, `disorder_branch`. Modes: see `estimates.with_modes`. Raises as `posterior` does.
         """
         seen = self._seen(features)
         vectors = self._vectors(seen)
@@ -181,7 +181,8 @@ class ParticleModel:
         coords: dict[str, Any] = {"radius": self._radius}
         if "simulation" in features.coords:
             coords["simulation"] = ("simulation", features["simulation"].values)
-        return xr.Dataset(variables, coords, {"samples": n, "seed": seed, "interval": share, "model": self.name})
+        result = xr.Dataset(variables, coords, {"samples": n, "seed": seed, "interval": share, "model": self.name})
+        return estimates.with_modes(result, self.study.prior.names, drawn)
 
     def _mean_sizes(self, samples: Array) -> Array:
         """Mean p(R) (image, radius) of samples (image, sample, parameter)."""

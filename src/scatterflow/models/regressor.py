@@ -24,7 +24,7 @@ from scatterflow.config.nanodiffraction import FilmConfig, NanobeamConfig
 from scatterflow.config.regressor import DonutConfig, LeanConfig, RegressorConfig
 from scatterflow.errors import BundleError, ConfigError, FrameError
 from scatterflow.forward.nanodiffraction import Kinematics, kinematics
-from scatterflow.models.bundle import read_bundle_json, read_bundle_weights
+from scatterflow.models.bundlefile import read_bundle_json, read_bundle_weights
 from scatterflow.models.donut import Donut
 from scatterflow.models.lean import Lean
 from scatterflow.models.nanobeam import NanobeamNN
@@ -224,9 +224,9 @@ def card(regressor: Regressor) -> str:
         lines.append(f"| {name} | {UNITS[name]} | {low:g} | {high:g} | {told[0]} | {told[1]} |")
     lines += [
         "",
-        f"Errors are those on {scores.get('rows', 0)} validation frames, simulated, which also calibrate the standard "
-        "deviations: 68.3 % of them lie within one. Outside the ranges above, and where the sample is no such film, the "
-        "answer means nothing.",
+        f"Errors are those on {scores.get('rows', 0)} validation frames, simulated, {scores.get('draws', 1)} times with "
+        "other noise; they also calibrate the standard deviations: 68.3 % of them lie within one. Outside the ranges "
+        "above, and where the sample is no such film, the answer means nothing.",
         "",
     ]
     return "\n".join(lines)

@@ -13,22 +13,20 @@ from scatterflow.errors import StoreError
 from scatterflow.nanodiffraction import NanodiffractionStudy
 from scatterflow.products import read_json
 from scatterflow.report import (
-    mapconvergence,
     mapframes,
     maplandscape,
     mapsections,
     maptables,
     mapverdict,
-    spent,
     sweeps,
 )
-from scatterflow.report.costs import study_costs
 from scatterflow.report.figures import maps as drawing
 from scatterflow.report.gallery import Gallery, Section
+from scatterflow.report.kindpage import finished
 from scatterflow.report.mapsections import Scans
 from scatterflow.report.metrics import Verdict
-from scatterflow.report.page import StudyPage, Tile
-from scatterflow.report.products import Missing, read_history, read_sweep
+from scatterflow.report.page import StudyPage
+from scatterflow.report.products import Missing, StudyFolder
 from scatterflow.report.style import estimator_styles
 from scatterflow.study import Study
 
@@ -41,51 +39,20 @@ def page(study: Study, folder: Path, gallery: Gallery) -> StudyPage:
     What is not there is listed as missing. Raises StoreError for damaged products.
     """
     assert isinstance(study, NanodiffractionStudy)  # the caller's other kind has a page of its own
-    missing: list[Missing] = []
-
-    def there(relative: str, what: str, command: str) -> Path | None:
-        path = folder / relative
-        if path.exists():
-            return path
-        missing.append(Missing(f"{what} ({relative})", command))
-        return None
-
+    at = StudyFolder(study, folder)
     found: dict[str, Any] = {}
-    if path := there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
+    if path := at.there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
         found = _metrics(path)
     # evaluate joins the maps of trained estimators and of baselines; before it, those of the trained ones are there
     scans = read_scans(folder / "evaluate") or read_scans(folder / "infer")
     if not scans:
-        missing.append(Missing(f"maps (infer/{PREFIX}*.nc)", "snakemake infer"))
-    manifest: dict[str, Any] = {}
-    if path := there("simulate/manifest.json", "manifest of the simulations", "snakemake simulate"):
-        manifest = read_json(path, "scatterflow simulate")
-    histories = {}
-    for model in study.config.models:
-        if path := there(f"models/{model}/history.csv", f"losses of model {model}", "snakemake train"):
-            histories[model] = read_history(path)
-    swept = None
-    if study.config.sweep is not None and (
-        path := there("sweep/manifest.json", "results of the sweep", "snakemake sweep")
-    ):
-        swept = read_sweep(path)
+        at.missing.append(Missing(f"maps (infer/{PREFIX}*.nc)", "snakemake infer"))
+    if (swept := at.sweep()) is not None:
         found |= {"seeds": sweeps.seeds(swept), "sweep": swept.model_dump(mode="json")}
     composed = sections(scans, found, gallery, study.seed)
     if (path := folder / "evaluate" / landscape.FILE).exists():
         composed.append(maplandscape.section(landscape.read(path), gallery))
-    if histories:
-        composed.append(mapconvergence.section(histories, study.config.models, gallery, study.seed))
-    if (section := sweeps.section(study.config, swept)) is not None:
-        composed.append(section)
-    if costs := study_costs(folder):
-        found |= {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
-        composed.append(spent.section(costs, gallery))
-    identity = {"simulations": study.simulation_identity()}
-    identity |= {str(key): str(value) for key, value in found.get("identity", {}).items()}
-    return StudyPage(
-        study.name, study.kind, verdict(found), [Tile(*tile) for tile in tiles(found)], composed, missing, manifest, found,
-        identity,
-    )  # fmt: skip
+    return finished(at, gallery, verdict(found), tiles(found), composed, found, swept)
 
 
 def read_scans(folder: Path) -> dict[str, xr.Dataset]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from scatterflow.frames import file_name
 from scatterflow.particles import QUANTITIES
 from scatterflow.report import particletables
 from scatterflow.report.figures import particleimages as drawing
@@ -87,7 +88,9 @@ def numbers(summaries: Sequence[Found]) -> list[float] | None:
 
 
 def _stem(file: str) -> str:
-    return file if file.endswith("]") else PurePath(file).stem  # a frame of a stack has its number in brackets
+    return (
+        file if file.endswith("]") else PurePath(file_name(file)).stem
+    )  # a frame of a stack has its number in brackets
 
 
 def called(summaries: Sequence[Found]) -> list[str]:

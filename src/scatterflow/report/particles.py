@@ -11,20 +11,12 @@ import xarray as xr
 from scatterflow.errors import StoreError
 from scatterflow.particles import ParticlesStudy
 from scatterflow.products import read_json
-from scatterflow.report import (
-    mapconvergence,
-    particlemeasured,
-    particlesections,
-    particleverdict,
-    spent,
-    sweeps,
-    tables,
-)
-from scatterflow.report.costs import study_costs
+from scatterflow.report import particlemeasured, particlesections, particleverdict, tables
 from scatterflow.report.gallery import Gallery, Section
+from scatterflow.report.kindpage import finished
 from scatterflow.report.metrics import CrossCheck
-from scatterflow.report.page import StudyPage, Tile
-from scatterflow.report.products import Missing, checked_cross_check, read_groups, read_history, read_sweep
+from scatterflow.report.page import StudyPage
+from scatterflow.report.products import Missing, StudyFolder, checked_cross_check, read_groups
 from scatterflow.stages.particles import sets
 from scatterflow.study import Study
 
@@ -35,49 +27,30 @@ def page(study: Study, folder: Path, gallery: Gallery) -> StudyPage:
     What is not there is listed as missing. Raises StoreError for damaged products.
     """
     assert isinstance(study, ParticlesStudy)  # the caller's other kinds have pages of their own
-    missing: list[Missing] = []
-
-    def there(relative: str, what: str, command: str) -> Path | None:
-        path = folder / relative
-        if path.exists():
-            return path
-        missing.append(Missing(f"{what} ({relative})", command))
-        return None
-
+    at = StudyFolder(study, folder)
     found: dict[str, Any] = {}
-    if path := there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
+    if path := at.there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
         found = read_metrics(path)
     judged = dict(found)
     answers: dict[str, xr.Dataset] = {}
     compared = particlesections.compared(judged) if judged else []
     for name in study.config.models:
-        path = there(f"infer/{name}.nc", f"answers of model {name}", "snakemake infer")
+        path = at.there(f"infer/{name}.nc", f"answers of model {name}", "snakemake infer")
         if path and name in compared:
             answers[name] = _dataset(path, sets.TEST)
     for name in study.config.methods:
-        path = there(f"baseline/{name}.nc", f"answers of baseline {name}", "snakemake baseline")
+        path = at.there(f"baseline/{name}.nc", f"answers of baseline {name}", "snakemake baseline")
         if path and name in compared:
             answers[name] = _dataset(path, sets.TEST)
     shown = None
-    if path := there("infer/examples.nc", "test images and rebuilt ones", "snakemake infer"):
+    if path := at.there("infer/examples.nc", "test images and rebuilt ones", "snakemake infer"):
         shown = _dataset(path)
-    frames, arrays = _frames(study, folder, missing)
-    manifest: dict[str, Any] = {}
-    if path := there("simulate/manifest.json", "manifest of the simulations", "snakemake simulate"):
-        manifest = read_json(path, "scatterflow simulate")
+    frames, arrays = _frames(study, folder, at.missing)
     check = None
-    if path := there("cross-check/manifest.json", "comparison of the engines", "snakemake cross_check"):
+    if path := at.there("cross-check/manifest.json", "comparison of the engines", "snakemake cross_check"):
         found |= {"cross_check": read_json(path, "scatterflow cross-check")}
         check = checked_cross_check(path, found["cross_check"])
-    histories = {}
-    for model in study.config.models:
-        if path := there(f"models/{model}/history.csv", f"losses of model {model}", "snakemake train"):
-            histories[model] = read_history(path)
-    swept = None
-    if study.config.sweep is not None and (
-        path := there("sweep/manifest.json", "results of the sweep", "snakemake sweep")
-    ):
-        swept = read_sweep(path)
+    if (swept := at.sweep()) is not None:
         found |= {"sweep": swept.model_dump(mode="json")}
     without = [name for name, model in study.config.models.items() if not model.artefacts]
     interval, wanted = study.config.inference.interval, bool(study.config.inference.frames)
@@ -90,19 +63,8 @@ def page(study: Study, folder: Path, gallery: Gallery) -> StudyPage:
         *particlemeasured.sections(frames, arrays, wanted, interval, gallery),
         forward(check),
     ]
-    if histories:
-        composed.append(mapconvergence.section(histories, study.config.models, gallery, study.seed))
-    if (section := sweeps.section(study.config, swept)) is not None:
-        composed.append(section)
-    if costs := study_costs(folder):
-        found |= {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
-        composed.append(spent.section(costs, gallery))
-    identity = {"simulations": study.simulation_identity()}
-    identity |= {str(key): str(value) for key, value in found.get("identity", {}).items()}
-    return StudyPage(
-        study.name, study.kind, particleverdict.verdict(judged, frames),
-        [Tile(*tile) for tile in particleverdict.tiles(judged)], composed, missing, manifest, found, identity,
-    )  # fmt: skip
+    told = particleverdict.verdict(judged, frames)
+    return finished(at, gallery, told, particleverdict.tiles(judged), composed, found, swept)
 
 
 def read_metrics(path: Path) -> dict[str, Any]:

@@ -71,8 +71,9 @@ def accuracy(found: Found, answers: Answers, gallery: Gallery, seed: int) -> Sec
             )
         )
     tables = [particletables.errors(found, names)]
-    if (covered := particletables.coverage(found, names)) is not None:
-        tables.append(covered)
+    tables += [
+        table for make in (particletables.modes, particletables.coverage) if (table := make(found, names)) is not None
+    ]
     return Section("accuracy", title, "", pictures, tables=tables)
 
 

@@ -14,6 +14,7 @@ from scatterflow.stages.particles.evaluate import CONFIDENCE
 
 Found = Mapping[str, Any]
 RELATIVE = ("distance_nm", "width_nm")  # their errors are told as shares
+PEOPLE = "people: half of 46 analysts"
 OFF = "off"  # marks a coverage that is not what the intervals promise
 
 
@@ -65,7 +66,7 @@ def errors(found: Found, labels: Mapping[str, str]) -> Table:
     robin = found.get("round_robin_width_error")
     if robin is not None and "width_nm" in names:
         cells = [f"within {level(robin)}" if name == "width_nm" else NONE for name in names]
-        rows.append(["people: half of 46 analysts", NONE, *cells, NONE])
+        rows.append([PEOPLE, NONE, *cells, NONE])
     heads = ["estimator", "p(R)", *(SYMBOLS[name] for name in names), "time / image"]
     total = (found.get("sets", {}).get("test") or {}).get("total_counts")
     counts = f" at {total:,.0f} counts" if total is not None else ""
@@ -84,6 +85,44 @@ def errors(found: Found, labels: Mapping[str, str]) -> Table:
             "(arXiv 2303.03772)."
         )
     return Table("Errors on the test images", heads, rows, notes)
+
+
+def modes(found: Found, labels: Mapping[str, str]) -> Table | None:
+    """Median errors of single modes of the size distribution; None where no estimator tells any."""
+    told = {name: entry["test"]["modes"] for name, entry in found["estimators"].items() if entry["test"].get("modes")}
+    if not told:
+        return None
+    rows = []
+    for name, entry in told.items():
+        radius, width, part = (entry[f"mode_{what}"] for what in ("radius_nm", "width_nm", "share"))
+        off = f"{significant(radius['median_error'], 2)} nm ({percent(radius['median_relative_error'])})"
+        points = NONE if entry["number"] == 1 else percent(part["median_error"])
+        rows.append(
+            [
+                labels[name],
+                off,
+                percent(width["median_relative_error"]),
+                points,
+                f"{found['estimators'][name]['test']['n']:,}",
+            ]
+        )
+    robin = found.get("round_robin_width_error")
+    if robin is not None:
+        rows.append([PEOPLE, NONE, f"within {level(robin)}", NONE, NONE])
+    number = next(iter(told.values()))["number"]
+    count = "one mode" if number == 1 else f"{number} modes"
+    notes = [
+        f"Median errors of the {count} on the test images: mean radius, width (standard deviation of a mode's radii, "
+        "relative), share of the particles (percentage points). Estimates: posterior medians, or the fit's parameters. "
+        "Modes of estimate and truth are matched in the order of their radii, the assignment with the least sum of squared "
+        "distances; the error of an image is the mean over its true modes, weighted by their shares."
+    ]
+    return Table(
+        "Errors of single modes of the size distribution",
+        ["estimator", "mean radius", "width", "share", "images"],
+        rows,
+        notes,
+    )
 
 
 def coverage(found: Found, labels: Mapping[str, str]) -> Table | None:
@@ -150,7 +189,10 @@ def ablation(found: Found, pair: Sequence[str], labels: Mapping[str, str]) -> Ta
         "With and without artefacts",
         heads,
         rows,
-        ["The same test images, which have artefacts. Held: truths in the intervals."],
+        [
+            "The same test images, which have artefacts. Held: truths in the intervals. Without artefacts: neither training "
+            "nor validation images, which end the training and fix intervals and verdict, have any."
+        ],
     )
 
 

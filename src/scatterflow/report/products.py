@@ -12,11 +12,13 @@ import xarray as xr
 from pydantic import TypeAdapter, ValidationError
 
 from scatterflow.errors import StoreError
+from scatterflow.frames import file_name
 from scatterflow.hdf5 import open_readable
 from scatterflow.multilayer import MultilayerStudy
 from scatterflow.products import read_json
 from scatterflow.report.costs import study_costs
 from scatterflow.report.metrics import CrossCheck, FrameVerdict, StudyMetrics, read_metrics
+from scatterflow.study import Study
 from scatterflow.trials import SweepManifest
 
 HISTORY_COLUMNS = {"epoch", "train_loss", "val_loss"}
@@ -54,6 +56,43 @@ class Products:
         return ", ".join([*parts, f"seed {self.study.seed}"])
 
 
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder `path` of a study, results/<run>/<study>/; what is looked for and not there is listed in `missing`."""
+
+    study: Study
+    path: Path
+    missing: list[Missing] = field(default_factory=list)
+
+    def there(self, relative: str, what: str, command: str) -> Path | None:
+        """The product `relative`; where it is not there, it is missing: `what`, which `command` makes."""
+        path = self.path / relative
+        if path.exists():
+            return path
+        self.missing.append(Missing(f"{what} ({relative})", command))
+        return None
+
+    def manifest(self) -> dict[str, Any]:
+        """Manifest of the simulations. Raises StoreError if it is damaged."""
+        path = self.there("simulate/manifest.json", "manifest of the simulations", "snakemake simulate")
+        return dict(read_json(path, "scatterflow simulate")) if path else {}
+
+    def histories(self) -> dict[str, pd.DataFrame]:
+        """Losses of the models that were trained, by name. Raises StoreError if some are damaged."""
+        found = {}
+        for model in self.study.config.models:
+            if path := self.there(f"models/{model}/history.csv", f"losses of model {model}", "snakemake train"):
+                found[model] = read_history(path)
+        return found
+
+    def sweep(self) -> SweepManifest | None:
+        """Manifest of the sweep, where the study has one. Raises StoreError if it is damaged."""
+        if self.study.config.sweep is None:
+            return None
+        path = self.there("sweep/manifest.json", "results of the sweep", "snakemake sweep")
+        return read_sweep(path) if path else None
+
+
 def read_groups(path: Path, remedy: str) -> dict[str, xr.Dataset]:
     """All groups of a NetCDF file by name, in memory. Raises StoreError if it is damaged."""
     try:
@@ -82,54 +121,36 @@ def read_history(path: Path) -> pd.DataFrame:
 
 def read_products(study: MultilayerStudy, folder: Path) -> Products:
     """Everything below `results/<run>/<study>/` that the report shows; what is not there is listed as missing."""
-    missing: list[Missing] = []
-
-    def there(relative: str, what: str, command: str) -> Path | None:
-        path = folder / relative
-        if path.exists():
-            return path
-        missing.append(Missing(f"{what} ({relative})", command))
-        return None
-
+    at = StudyFolder(study, folder)
     raw: dict[str, Any] = {}
     metrics = StudyMetrics()
-    if path := there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
+    if path := at.there("evaluate/metrics.json", "figures of merit", "snakemake evaluate"):
         raw, metrics = read_metrics(path)
     # the evaluation cannot know its own cost: the files beside the products are complete
     if costs := study_costs(folder):
         metrics = metrics.model_copy(update={"cost": costs})
         raw = raw | {"cost": {name: entry.model_dump(mode="json") for name, entry in costs.items()}}
-    if path := there("cross-check/manifest.json", "comparison of the engines", "snakemake cross_check"):
+    if path := at.there("cross-check/manifest.json", "comparison of the engines", "snakemake cross_check"):
         raw = raw | {"cross_check": read_json(path, "scatterflow cross-check")}
         metrics = metrics.model_copy(update={"cross_check": checked_cross_check(path, raw["cross_check"])})
     arrays: dict[str, xr.Dataset] = {}
-    if path := there("evaluate/arrays.nc", "examples, ranks and coverage", "snakemake evaluate"):
+    if path := at.there("evaluate/arrays.nc", "examples, ranks and coverage", "snakemake evaluate"):
         arrays = read_groups(path, "run `scatterflow evaluate` again")
-    histories = {}
-    for model in study.config.models:
-        if path := there(f"models/{model}/history.csv", f"losses of model {model}", "snakemake train"):
-            histories[model] = read_history(path)
-    manifest: dict[str, Any] = {}
-    if path := there("simulate/manifest.json", "manifest of the simulations", "snakemake simulate"):
-        manifest = read_json(path, "scatterflow simulate")
-    sweep = None
-    if study.config.sweep is not None and (
-        path := there("sweep/manifest.json", "results of the sweep", "snakemake sweep")
-    ):
-        sweep = read_sweep(path)
+    histories, manifest = at.histories(), at.manifest()
+    if (sweep := at.sweep()) is not None:
         raw = raw | {"sweep": sweep.model_dump(mode="json")}
     frames, frame_arrays = list(metrics.frames), {}
     wanted = [name for frame_set in study.config.inference.frames for name in frame_set.files]
     if wanted:
-        if (path := there("infer/frames.json", "verdicts on real frames", "snakemake infer")) and not frames:
+        if (path := at.there("infer/frames.json", "verdicts on real frames", "snakemake infer")) and not frames:
             frames = _read_frames(path)
         if (path := folder / "infer" / "frames.nc").exists():
             frame_arrays = read_groups(path, "run `scatterflow infer` again")
-        seen = {Path(frame.file).name for frame in frames if frame.status != "missing"}
+        seen = {file_name(frame.file) for frame in frames if frame.status != "missing"}
         lost = [name for name in wanted if Path(name).name not in seen]
         if lost and (frames or (folder / "infer/frames.json").exists()):
-            missing.append(Missing(f"{len(lost)} of {len(wanted)} real frames: {', '.join(lost)}", "make data"))
-    return Products(study, metrics, raw, arrays, frames, frame_arrays, histories, manifest, sweep, missing)
+            at.missing.append(Missing(f"{len(lost)} of {len(wanted)} real frames: {', '.join(lost)}", "make data"))
+    return Products(study, metrics, raw, arrays, frames, frame_arrays, histories, manifest, sweep, at.missing)
 
 
 def checked_cross_check(path: Path, content: Any) -> CrossCheck:

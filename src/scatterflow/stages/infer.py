@@ -16,6 +16,7 @@ from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.config.instrument_file import read_instrument
 from scatterflow.errors import BundleError
 from scatterflow.exports import write_tree
+from scatterflow.frames import short_name
 from scatterflow.inference import FrameResult, infer_frames, score, thumbnail
 from scatterflow.instrument import wavenumber
 from scatterflow.models import Model
@@ -222,7 +223,7 @@ def _frame_set(
             yield facts | {"file": path.name, "status": "missing", "why": "get it by `make data`"}, None
             continue
         for result in infer_frames([path], model, instrument, study.seed):
-            summary = facts | result.summary() | {"file": Path(result.file).name}
+            summary = facts | result.summary() | {"file": short_name(result.file)}
             yield summary, _frame_arrays(result, instrument.model_copy(update={"geometry": "flat"}))
 
 

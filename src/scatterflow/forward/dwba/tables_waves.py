@@ -12,6 +12,7 @@ all its digits in single precision, too; phases across layers, which are large, 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,13 +22,14 @@ from scatterflow.forward.particles import Stack
 Array = NDArray[np.float64]
 Array32 = NDArray[np.float32]
 ComplexArray = NDArray[np.complex64]
-_SMOOTH = 1e-5  # nm; rms below this reflects as this does, and the ratio is not 0 / 0
+_SMOOTH = 1e-4  # nm; rms below this reflects as this does, to 1e-7, and the ratio is not 0 / 0
+_OFTEN = 4  # interfaces after which amplitudes are brought back to 1
 
 
 def reflected(stack: Stack, layers: Array, k: float, sines: Array) -> ComplexArray:
     """Amplitude (simulation, angle) of the wave reflected by `layers` (simulation, layer, parameter) of the kind of `stack`.
 
-    `sines` (angle,) of the glancing angles, positive; `k` in 1/nm. Good to 1e-6, of its median to 1e-8.
+    `sines` ((simulation,) angle) of the glancing angles, positive; `k` in 1/nm. Good to 1e-6, of its median to 1e-8.
     """
     delta, beta, thickness, sigma, hurst, length = np.moveaxis(layers, 2, 0)[..., None]
     reach = (2 * math.pi * stack.max_spatial_frequency_per_nm * length) ** 2
@@ -35,23 +37,28 @@ def reflected(stack: Stack, layers: Array, k: float, sines: Array) -> ComplexArr
     # contrast of n = 1 - delta + i beta to the vacuum
     real, imaginary = delta * (delta - 2) - beta * beta, 2 * beta * (1 - delta)
     count = layers.shape[1]
-    top = np.zeros((len(layers), len(sines)), dtype=np.complex64)
-    bottom = np.ones_like(top)
+    shape = len(layers), sines.shape[-1]
+    top, bottom = np.zeros(shape, dtype=np.complex64), np.ones(shape, dtype=np.complex64)
     below = _wavenumber(k, sines, real[:, -1], imaginary[:, -1])
     for n in range(count - 1, -1, -1):
-        zero = np.zeros((len(layers), 1))
-        above = _wavenumber(k, sines, *((real[:, n - 1], imaginary[:, n - 1]) if n else (zero, zero)))
-        ratio = _ratio(stack.transient, above, below, rms[:, n])
         if n < count - 1:
             top *= _turned(below, thickness[:, n])
-        top, bottom = ratio * bottom + top, ratio * top + bottom
-        below = above
-    return np.asarray(top / bottom)
+        above = _wavenumber(k, sines, real[:, n - 1], imaginary[:, n - 1]) if n else None
+        minus, plus = _amplitudes(stack.transient, above or (k * sines, None), below, rms[:, n])
+        # without dividing by plus, which top and bottom share
+        top, bottom = minus * bottom + plus * top, minus * top + plus * bottom
+        if n and n % _OFTEN == 0:  # products of many small numbers
+            top /= bottom
+            bottom[:] = 1
+        below = above or below
+    top /= bottom
+    return top
 
 
 def _wavenumber(k: float, sines: Array, real: Array, imaginary: Array) -> tuple[Array, Array]:
     """kz = k sqrt(sin^2 alpha + contrast) [1/nm], both parts, without cancellation on either side of the critical angle."""
-    square = sines * sines + real
+    squares = sines * sines
+    square = squares + real
     size = square * square
     size += imaginary * imaginary
     np.sqrt(size, out=size)
@@ -59,29 +66,41 @@ def _wavenumber(k: float, sines: Array, real: Array, imaginary: Array) -> tuple[
     size *= 0.5 * k * k
     np.sqrt(size, out=size)
     smaller = (0.5 * k * k) * imaginary / size
-    propagates = square >= 0
-    return np.where(propagates, size, smaller), np.where(propagates, smaller, size)
+    # few angles are below any of the critical ones
+    some = np.flatnonzero((squares + real.min() < 0).reshape(-1, squares.shape[-1]).any(axis=0))
+    below = square[:, some] < 0
+    one, other = size[:, some], smaller[:, some]
+    size[:, some], smaller[:, some] = np.where(below, other, one), np.where(below, one, other)
+    return size, smaller
 
 
-def _ratio(transient: str, above: tuple[Array, Array], below: tuple[Array, Array], rms: Array) -> ComplexArray:
-    """m- / m+ of an interface between layers of wave numbers `above` and `below`."""
+def _amplitudes(
+    transient: str, above: tuple[Array, Array | None], below: tuple[Array, Array], rms: Array
+) -> tuple[ComplexArray, ComplexArray]:
+    """m- and m+ of an interface between layers of wave numbers `above` and `below`, times the same number.
+
+    `above` is real in the vacuum.
+    """
     if transient == "erf":
-        a, b = above[0] + 1j * above[1], below[0] + 1j * below[1]
-        return np.asarray(np.exp(-2 * rms**2 * a * b) * (a - b) / (a + b), dtype=np.complex64)
+        a = above[0] if above[1] is None else above[0] + 1j * above[1]
+        b = below[0] + 1j * below[1]
+        minus = np.exp(-2 * rms**2 * a * b) * (a - b)
+        return minus.astype(np.complex64), (a + b).astype(np.complex64)
     one, other = _decayed(above, rms), _decayed(below, rms)
     difference = one - other
-    one *= other
+    product = one * other
     other += other
     other += difference
-    other -= one
-    difference /= other
-    return difference
+    other -= product
+    return difference, other
 
 
-def _decayed(wavenumber: tuple[Array, Array], rms: Array) -> ComplexArray:
-    """1 - exp(-2 sqrt(3) rms kz)."""
+def _decayed(wavenumber: tuple[Array, Array | None], rms: Array) -> NDArray[Any]:
+    """1 - exp(-2 sqrt(3) rms kz), real where kz is."""
     scale = math.sqrt(3) * rms
     less = np.expm1((wavenumber[0] * (-2 * scale)).astype(np.float32))
+    if wavenumber[1] is None:
+        return np.negative(less, out=less)
     half = (wavenumber[1] * scale).astype(np.float32)
     sine = np.sin(half)
     twice = less + np.float32(1)

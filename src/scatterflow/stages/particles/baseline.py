@@ -66,7 +66,13 @@ def _method(study: ParticlesStudy, folder: Path, method: str) -> Method:
     if method == "peak":
         return lambda rows: peak_distance(*_arrays(rows), of)[["distance_nm"]]
     starts = study.config.baselines.starts
-    return lambda rows: intervals(cut_fit(*_arrays(rows), of, study.seed, kept=starts), study)
+
+    def fitted(rows: xr.Dataset) -> xr.Dataset:
+        found = cut_fit(*_arrays(rows), of, study.seed, kept=starts)
+        theta = found["parameters"]
+        return intervals(estimates.with_modes(found, theta["parameter"].values.tolist(), theta.values), study)
+
+    return fitted
 
 
 def _arrays(rows: xr.Dataset) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

@@ -17,6 +17,7 @@ from scatterflow.particlebound import bounds
 from scatterflow.particles import QUANTITIES, VIEW, ParticlesStudy
 from scatterflow.products import read_json, write_json
 from scatterflow.progress import say
+from scatterflow.sizescores import MODES
 from scatterflow.stages.particles import sets
 
 Array = NDArray[np.float64]
@@ -109,11 +110,32 @@ def merit(rows: xr.Dataset) -> dict[str, Any]:
             held = (true >= rows[f"{name}_low"].values) & (true <= rows[f"{name}_high"].values)
             entry |= share("coverage", held) | {"median_width": float(np.median(_width(rows, name)))}
         found[name] = entry
+    if all(f"{name}_true" in rows for name in MODES):
+        found["modes"] = _modes(rows)
     if "information_gain" in rows:
         gain = rows["information_gain"].values
         found["information_gain"] = {"mean": float(gain.mean()), "se": float(gain.std(ddof=1) / np.sqrt(len(gain)))}
     if "outside" in rows:
         found |= share("outside", rows["outside"].values.astype(bool))
+    return found
+
+
+def _modes(rows: xr.Dataset) -> dict[str, Any]:
+    """Errors of the modes' mean radii, standard deviations and shares.
+
+    Modes of estimate and truth are both sorted by radius and matched in this order: the assignment with the least sum of
+    squared distances. An image's error is the mean over its true modes, weighted by their shares: nobody can tell the radius
+    of a mode without particles. Figures are over the images.
+    """
+    weight = rows["mode_share_true"].values
+    found: dict[str, Any] = {"number": weight.shape[1]}
+    for name in MODES:
+        true = rows[f"{name}_true"].values
+        apart = np.abs(rows[name].values - true)
+        error = (weight * apart).sum(axis=1)
+        found[name] = {"median_error": float(np.median(error)), "mean_error": float(error.mean())}
+        if name != "mode_share":  # shares may be 0
+            found[name]["median_relative_error"] = float(np.median((weight * apart / true).sum(axis=1)))
     return found
 
 
@@ -185,6 +207,8 @@ def _told(entry: dict[str, Any]) -> str:
         told.append(f"D within {entry['distance_nm']['median_relative_error']:.2%}")
     if "disorder" in entry:
         told.append(f"disorder within {entry['disorder']['median_error']:.3g}")
+    if "modes" in entry:
+        told.append(f"modes' radii within {entry['modes']['mode_radius_nm']['median_relative_error']:.2%}")
     if "coverage" in entry.get("distance_nm", {}):
         covered = [f"{entry[name]['coverage']:.1%}" for name in QUANTITIES if "coverage" in entry.get(name, {})]
         told.append(f"intervals hold {' / '.join(covered)}")

@@ -14,6 +14,7 @@ from scatterflow import estimates, imagecheck, provenance, seeds
 from scatterflow.config.instrument_file import read_instrument
 from scatterflow.errors import BundleError
 from scatterflow.exports import write_tree
+from scatterflow.frames import short_name
 from scatterflow.models.particlebundle import load_particle_model
 from scatterflow.models.particlemodel import ParticleModel
 from scatterflow.particleframes import infer_frames, line, result_dataset
@@ -138,7 +139,7 @@ def _frames(
                 found.append(facts | {"file": path.name, "status": "missing", "why": "get it by `make data`"})
                 continue
             for each in infer_frames([path], model, instrument, study.seed):
-                summary = facts | each.summary() | {"file": Path(each.file).name}
+                summary = facts | each.summary() | {"file": short_name(each.file)}
                 if each.answer is not None and each.shown is not None:
                     groups[f"/{len(found)}"] = xr.merge(
                         [result_dataset(each).drop_vars("samples"), each.shown], combine_attrs="drop_conflicts"
