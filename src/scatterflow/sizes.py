@@ -7,6 +7,7 @@ mode's mean diameter exceeds the distance of neighbours, no roughness its layer'
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -169,10 +170,13 @@ def _from_tables(material: MaterialConfig, energy_kev: float) -> tuple[float, fl
 
     what = f"optical constants of {material.name} at {energy_kev:g} keV"
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of energies that the tables cannot be trusted at
             delta, beta, _ = xraydb.xray_delta_beta(material.formula, material.density_g_cm3, energy_kev * 1e3)
     except (ValueError, IndexError, ZeroDivisionError):  # no formula, no such element in the tables, no atoms
         raise ConfigError(what, "must follow from a chemical formula", repr(material.formula), _GIVE) from None
+    except UserWarning as warning:
+        raise ConfigError(what, "must be in the tables", str(warning), _GIVE) from None
     if not (0 < delta < 0.1 and 0 <= beta < 0.1):
         raise ConfigError(what, "must be in the tables", f"delta {delta:g} and beta {beta:g}", _GIVE)
     return float(delta), float(beta)

@@ -47,6 +47,12 @@ def test_a_formula_that_no_table_knows(formula: str) -> None:
         sizes.optical_constants(material, ENERGY_KEV)
 
 
+def test_an_energy_that_no_table_knows() -> None:
+    gold = MaterialConfig(**GOLD)
+    with pytest.raises(ConfigError, match=r"optical constants of Au at 1e\+06 keV must be in the tables, got .*delta"):
+        sizes.optical_constants(gold, 1e6)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
