@@ -473,3 +473,12 @@ def test_a_study_needs_its_instrument() -> None:
 def test_methods_for_the_surface_are_left_out_inside_a_layer() -> None:
     assert made.study().config.methods == ("cut-fit", "abc", "peak", "uniform")
     assert made.inside().config.methods == ("abc", "uniform")
+
+
+def test_images_of_the_same_layers_are_those_of_each_alone() -> None:
+    study = made.study(sample={"layers": [made.LAYER]})
+    theta = np.repeat(study.prior.sample(3).values, 4, axis=0)
+    theta[:, 0] = np.random.default_rng(0).uniform(*study.config.sample.distance_nm, len(theta))
+    together = study.expected(theta[[0, 4, 1, 8, 5, 2]])
+    alone = np.concatenate([study.expected(theta[[row]]) for row in (0, 4, 1, 8, 5, 2)])
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
