@@ -38,7 +38,7 @@ test-failed: $(STAMP) ## the tests that failed last time once more, if they are 
 	$(BIN)/python -m tests.again $(wordlist 4,99,$(PYTEST))
 
 .PHONY: test-slurm
-test-slurm: $(STAMP) ## the whole table of what clusters do, on a real Slurm without and with accounting (17 min on 2 cores)
+test-slurm: $(STAMP) ## the whole table of what clusters do, on a real Slurm without and with accounting (20 min on 2 cores)
 	$(PYTEST) tests/slurm
 
 .PHONY: check
