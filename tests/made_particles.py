@@ -129,7 +129,8 @@ def write_frames(study: ParticlesStudy, folder: Path, rows: xr.Dataset) -> list[
         frame = ParticleFrame(
             file, status, why, answer,
             {"features": {"value": 1.0, "threshold": 2.0}}, named,
-            _shown(study, samples, study.preprocess(one), study.config.instrument),
+            _shown(study, samples, study.preprocess(one), study.config.instrument, status == "outside"),
+            status == "outside",
         )  # fmt: skip
         assert frame.shown is not None
         groups[f"/{number}"] = xr.merge(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from scatterflow import imagecheck, verdict
+from scatterflow import imagecheck, misfit, verdict
 from scatterflow import instrument as geometry
 from scatterflow.config.instrument import InstrumentConfig
 from scatterflow.errors import BundleError, FrameError
@@ -34,6 +34,7 @@ class ParticleFrame:
 
     Where there is an answer: `answer`, a dataset over one simulation (see `estimates`), `scores` by name with their
     thresholds, `samples` (sample, parameter), and `shown`: recorded and rebuilt image, cuts with predictive bands.
+    `despite`: the model cannot reproduce the frame, and the answer is that of `misfit`.
     """
 
     file: str
@@ -43,6 +44,7 @@ class ParticleFrame:
     scores: dict[str, dict[str, Any]] | None = None
     samples: xr.DataArray | None = None
     shown: xr.Dataset | None = None
+    despite: bool = False
 
     def summary(self) -> dict[str, Any]:
         """Plain JSON: values with their intervals, without arrays."""
@@ -58,7 +60,7 @@ class ParticleFrame:
             for name in QUANTITIES
             if name in self.answer
         }
-        found["scores"] = self.scores
+        found["scores"], found["despite_misfit"] = self.scores, self.despite
         if self.shown is not None:
             places = {key: float(self.shown.attrs[key]) for key in ("peak_px_measured", "peak_px_rebuilt")}
             found["peak"] = {key: value if np.isfinite(value) else None for key, value in places.items()}
@@ -101,9 +103,13 @@ def _answer(
         raise BundleError(f"bundle of model {model.name}", must, f"none for {', '.join(missing)}", "train it again")
     status, why = verdict.judge(values, model.verdict)
     scores = {key: {"value": values[key], **model.verdict[key]} for key in values}
+    despite = bool(model.config.refine_steps) and not values["predictive"] <= model.verdict["predictive"]["threshold"]
+    if despite:
+        samples = misfit.resampled(study, samples, features, seed)
+        why = f"{why}; answered with scales of rows, tails and interfaces free"
     answer = model.predict(features, settings.samples, seed, samples=samples)
-    shown = _shown(study, samples.values[0, : settings.predictive_draws], features, instrument)
-    return ParticleFrame(name, status, why, answer, scores, samples.isel(observation=0), shown)
+    shown = _shown(study, samples.values[0, : settings.predictive_draws], features, instrument, despite)
+    return ParticleFrame(name, status, why, answer, scores, samples.isel(observation=0), shown, despite)
 
 
 def _check_counts(name: str, features: xr.Dataset) -> None:
@@ -113,15 +119,23 @@ def _check_counts(name: str, features: xr.Dataset) -> None:
         raise FrameError(what, must, 0, "check mask and instrument file", status="masked-out")
 
 
-def _shown(study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument: InstrumentConfig) -> xr.Dataset:
+def _shown(
+    study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument: InstrumentConfig, despite: bool
+) -> xr.Dataset:
     """What the report draws: recorded and rebuilt image, and cuts (mean counts of the valid bins) with bands.
 
-    The rebuilt image is the mean of those of posterior samples, each at its best scale and background. Attributes: where
-    the correlation peak is in the in-plane cuts of both, in pixels of the frame's own detector from its beam.
+    The rebuilt image is the mean of those of posterior samples, each with what fits best of scale and even background, or
+    of all that `misfit` adds. Attributes: where the correlation peak is in both, in the brightest rows, in pixels of the
+    frame's own detector from its beam.
     """
     counts, valid = (features[name].values for name in (VIEW, f"mask_{VIEW}"))
-    recorded_often, valid_often = (np.repeat(each, len(theta), axis=0) for each in (counts, valid))
-    images = imagecheck.fitted(study.expected(theta), recorded_often, valid_often).image
+    expected = study.expected(theta)
+    if despite:
+        shapes = misfit.backgrounds(study)
+        images = np.stack([misfit.explain(each.astype(float), shapes, counts[0], valid[0]).image for each in expected])
+    else:
+        recorded_often, valid_often = (np.repeat(each, len(theta), axis=0) for each in (counts, valid))
+        images = imagecheck.fitted(expected, recorded_often, valid_often).image
     rebuilt = images.mean(axis=0)
     coordinates = study.coordinates(VIEW)
     result = xr.Dataset(
@@ -141,21 +155,42 @@ def _shown(study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument
         bands = np.quantile(cuts, _SHOWN, axis=0)
         result[f"{name}_rebuilt"] = (("quantile", other), bands)
     result = result.assign_coords(quantile=list(_SHOWN))
+    rows = None if study.config.sample.layer else brightest_rows(study, counts[0], valid[0])
     for what, image, seen in (("measured", counts[0], valid[0]), ("rebuilt", rebuilt, np.ones_like(valid[0]))):
-        result.attrs[f"peak_px_{what}"] = peak_px(study, image, seen, instrument)
+        result.attrs[f"peak_px_{what}"] = peak_px(study, image, seen, instrument, rows)
     return result
 
 
-def peak_px(study: ParticlesStudy, image: Array, valid: NDArray[np.bool_], instrument: InstrumentConfig) -> float:
+def brightest_rows(study: ParticlesStudy, counts: Array, valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """As many neighbouring rows (z,) above the horizon as an in-plane cut sums, those with the most counts beside the beam.
+
+    In a frame whose geometry is known these are the rows of the Yoneda line.
+    """
+    cuts = study.cuts
+    number = int(cuts.yoneda.sum())
+    totals = np.where(cuts.above, (counts * valid)[:, cuts.beside].sum(axis=1, dtype=float), 0.0)
+    first = int(np.convolve(totals, np.ones(number), "valid").argmax())
+    return np.isin(np.arange(len(totals)), np.arange(first, first + number))
+
+
+def peak_px(
+    study: ParticlesStudy,
+    image: Array,
+    valid: NDArray[np.bool_],
+    instrument: InstrumentConfig,
+    rows: NDArray[np.bool_] | None = None,
+) -> float:
     """Pixels between beam and correlation peak on the frame's detector; NaN where there is no peak.
 
-    Mean of the sides of the beam on which nothing around the peak is masked: a gap beside it moves what is left of it.
+    In the sum of `rows` (z,), by default those of the in-plane cut. Mean of the sides of the beam on which nothing around
+    the peak is masked: a gap beside it moves what is left of it.
     """
     from scatterflow.baselines.cuts import peak_distance  # of the cuts' modules only here
 
     if study.config.sample.layer:
         return float("nan")  # cuts are those of particles on the surface
     cuts, wavenumber = study.cuts, geometry.wavenumber(instrument)
+    cuts = cuts if rows is None else replace(cuts, yoneda=rows)
     beam = geometry.foot_px(study.config.instrument)[1]
     places = []
     for side in (-1, 1):

@@ -162,14 +162,13 @@ class ParticlesStudy(Study):
         return np.concatenate(images)
 
     def _by_dwba(self, theta: Array, rows: Array, columns: Array) -> NDArray[Any]:
-        sample, instrument, rough = self.config.sample, self.config.instrument, self.config.forward.roughness
+        sample, rough = self.config.sample, self.config.forward.roughness
         if sample.layer:
             from scatterflow.forward.dwba import particles
 
             return self._tilted(theta, partial(particles.expected_counts, rows=rows, columns=columns, rough=rough))
         from scatterflow import forward
         from scatterflow.forward.dwba import tables
-        from scatterflow.forward.dwba.diffuse import diffuse_counts
 
         values, errors = self._described(theta)
         arrangement, stack = sizes.arrangement(sample, values), sizes.stack(sample, values, self.energy_kev)
@@ -177,13 +176,32 @@ class ParticlesStudy(Study):
         images = tables.expected_counts(
             self.table, arrangement, stack, errors, device=None if chosen == "cpu" else chosen
         )
-        if rough:  # slopes by finite differences ask for many images of the same layers
-            layers = stack.layers.reshape(len(values), -1)
-            told = layers if errors is None else np.column_stack([layers, errors])
-            _, first, which = np.unique(told, axis=0, return_index=True, return_inverse=True)
-            some, tilts = replace(stack, layers=stack.layers[first]), None if errors is None else errors[first]
-            images += diffuse_counts(some, instrument, rows, columns, tilts, self.largest_tilt_deg, chosen)[which]
+        if rough:
+            images += self._diffuse(stack, errors, rows, columns, chosen)
         return images
+
+    def _diffuse(
+        self, stack: Stack, errors: Array | None, rows: Array, columns: Array, device: str
+    ) -> NDArray[np.float32]:
+        """Counts (simulation, row, column) that rough interfaces scatter."""
+        from scatterflow.forward.dwba.diffuse import diffuse_counts
+
+        # slopes by finite differences ask for many images of the same layers
+        layers = stack.layers.reshape(len(stack.layers), -1)
+        told = layers if errors is None else np.column_stack([layers, errors])
+        _, first, which = np.unique(told, axis=0, return_index=True, return_inverse=True)
+        some, tilts = replace(stack, layers=stack.layers[first]), None if errors is None else errors[first]
+        return diffuse_counts(some, self.config.instrument, rows, columns, tilts, self.largest_tilt_deg, device)[which]
+
+    def interfaces(self, theta: ArrayLike) -> Array | None:
+        """Expected counts (simulation, z, y) of rough interfaces alone; None where the study computes none beside tables."""
+        if self.config.sample.layer or not self.config.forward.roughness:
+            return None
+        values, errors = self._described(theta)
+        stack = sizes.stack(self.config.sample, values, self.energy_kev)
+        rows, columns, (z, y) = _samples(self.config.instrument)
+        images = self._diffuse(stack, errors, rows, columns, "cpu").astype(np.float64)
+        return np.asarray(images.reshape(len(images), len(rows) // z, z, -1, y).sum((2, 4)))
 
     @property
     def table(self) -> Tables:

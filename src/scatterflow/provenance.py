@@ -215,6 +215,7 @@ _KIND_MODULES = {
             "scatterflow.stages.particles.infer",
             "scatterflow.stages.particles.sets",
             "scatterflow.particleframes",
+            "scatterflow.misfit",
             "scatterflow.preprocess.resample",
             "scatterflow.frames",
             "scatterflow.framefiles",

@@ -14,18 +14,21 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
+from scatterflow import seeds
 from scatterflow.forward.parallel import one_thread
 from scatterflow.imagecheck import fitted, variance
 from scatterflow.particles import ParticlesStudy
 
 Array = NDArray[np.float64]
-_STEP = 1e-3  # of finite differences in the unit cube: images are float32
-_PRIOR = 12.0  # one over the variance of a uniform distribution
+STEP = 1e-3  # of finite differences in the unit cube: images are float32
+PRIOR = 12.0  # one over the variance of a uniform distribution
 _REACH = 0.15  # of the unit cube that one step goes at most
 _CAUCHY = 2.385  # residuals at which a bin's weight is a half: 95 % efficient where noise is normal
-_BORDER = 2 * _STEP
+BORDER = 2 * STEP
 _ROWS = 16  # images at once
+_SMALLEST = 2.0**-53  # uniform number that has a normal quantile
 
 
 class Refined(NamedTuple):
@@ -56,7 +59,7 @@ def _refine(
     study: ParticlesStudy, start: Array, counts: NDArray[np.floating], valid: NDArray[np.bool_], steps: int
 ) -> Refined:
     size = start.shape[1]
-    here = np.clip(study.prior.to_cube(start), _BORDER, 1 - _BORDER)
+    here = np.clip(study.prior.to_cube(start), BORDER, 1 - BORDER)
     best = Refined(here, np.zeros((len(here), size, size)), np.full(len(here), np.inf), here)
     for _ in range(steps + 1):
         gradient, information, chi2 = _linearised(study, here, counts, valid)
@@ -72,7 +75,7 @@ def _refine(
         # from where it was best, half as far where the last step made it worse
         step = np.where(better, onwards, 0.5 * (here - best.cube))
         step *= np.minimum(1, _REACH / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-12))
-        here = np.clip(np.where(better, here, best.cube) + step, _BORDER, 1 - _BORDER)
+        here = np.clip(np.where(better, here, best.cube) + step, BORDER, 1 - BORDER)
     return best
 
 
@@ -81,7 +84,7 @@ def _linearised(
 ) -> tuple[Array, Array, Array]:
     """Gradient (image, parameter), information (image, parameter, parameter), robust chi2 (image,) at points of the cube."""
     number, size = cube.shape
-    steps = np.where(cube < 0.5, _STEP, -_STEP)
+    steps = np.where(cube < 0.5, STEP, -STEP)
     points = cube[:, None] + np.concatenate([np.zeros((1, size)), np.eye(size)])[None] * steps[:, None]
     images = study.expected(study.prior.from_cube(points).reshape(-1, size))
     images = images.reshape(number, size + 1, -1)
@@ -100,9 +103,16 @@ def _linearised(
     inner[:, [0, 1], [0, 1]] += 1e-9  # an even image is a background, too
     slopes = slopes - (slopes @ nuisances.transpose(0, 2, 1)) @ np.linalg.solve(inner, nuisances)
     information = slopes @ slopes.transpose(0, 2, 1)
-    information[:, np.arange(size), np.arange(size)] += _PRIOR
+    information[:, np.arange(size), np.arange(size)] += PRIOR
     gradient = np.einsum("npb,nb->np", slopes, residual * root[:, 0])
     return gradient, information, chi2
+
+
+def noise(seed: int, shape: tuple[int, ...]) -> Array:
+    """Standard normal numbers (image, sample, parameter) of `shape`; those of image `i` depend on (seed, i) only."""
+    images, number, size = shape
+    uniform = seeds.uniforms(seed, "refined samples", 0, images, number * size)
+    return np.asarray(ndtri(np.maximum(uniform, _SMALLEST)).reshape(shape))
 
 
 def draw(study: ParticlesStudy, found: Refined, noise: Array, width: float = 1.0) -> Array:
@@ -115,7 +125,7 @@ def draw(study: ParticlesStudy, found: Refined, noise: Array, width: float = 1.0
     centre, names = found.cube.copy(), study.prior.names
     if "disorder" in names:
         of = names.index("disorder")
-        more = (centre[:, of] >= 1 - _BORDER) & (found.aim[:, of] > 1)
+        more = (centre[:, of] >= 1 - BORDER) & (found.aim[:, of] > 1)
         centre[more, of] = found.aim[more, of]
     cube = centre[:, None] + noise @ factors.transpose(0, 2, 1)
     if "disorder" in names:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.special import ndtri
 
-from scatterflow import estimates, imagecheck, refine, seeds
+from scatterflow import estimates, imagecheck, refine
 from scatterflow.config.dualbranch import DualBranchConfig
 from scatterflow.errors import BundleError, ConfigError
 from scatterflow.models import fastflow
@@ -36,7 +35,6 @@ _UNITS = {"distance_nm": "nm", "disorder": "1", "mean_radius_nm": "nm", "width_n
 EXTRA = "extra."  # prefix of arrays that are no weights of the networks
 _ROWS = 128  # images at once: their samples of p(R) are 100 MB at most for 400 samples of 256 sizes
 _REFINED = 1000  # validation images that refined answers are calibrated on
-_SMALLEST = 2.0**-53  # uniform number that has a normal quantile
 _OPEN = 0.6  # disorder up to which a paracrystal makes sense: the end of intervals at the upper end of the prior
 _REGRESSED, _CURVED = 200, 1000  # validation images from which on calibration depends on exposure, and how
 _SEEN = 1e-3  # share of the particles in a bin of radii below which it is empty for all purposes
@@ -125,10 +123,7 @@ class ParticleModel:
         """Refined samples of the images, as many as `samples` (image, sample, parameter)."""
         image, valid = checked(features, self.reduction.shape)
         found = refine.refine(self.study, np.median(samples, axis=1), image, valid, self.config.refine_steps)
-        images, number, size = samples.shape
-        uniform = seeds.uniforms(seed, "refined samples", 0, images, number * size)
-        noise = ndtri(np.maximum(uniform, _SMALLEST)).reshape(samples.shape)
-        return refine.draw(self.study, found, noise)
+        return refine.draw(self.study, found, refine.noise(seed, samples.shape))
 
     def predict(
         self,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from scatterflow import misfit
 from scatterflow.frames import file_name
 from scatterflow.particles import QUANTITIES
 from scatterflow.report import particletables
@@ -57,6 +58,13 @@ def sections(
             "Rebuilt: mean of the images of posterior samples, each with the scale and the even background that fit best; "
             "the band of the cuts is that of the samples."
         )
+        if any(entry.get("despite_misfit") for _, _, entry, _ in shown):
+            lead += (
+                " Where the predictive check fails, the answer comes from what the model does explain: each row has a scale "
+                "of its own, tails of the direct and of the specular beam and scattering of rough interfaces are added, and "
+                f"every bin may be off by {misfit.SHARE:.0%} of the brightest ones. All of this is in the rebuilt image. "
+                "Errors are then those of a wrong model: how firmly the frame holds the answer, not whether it is true."
+            )
         found.append(Section("frames-rebuilt", "Real frames beside what is rebuilt from the answers", lead, pictures))
     return found
 
@@ -158,7 +166,7 @@ def _cuts(number: int, name: str, entry: Found, one: xr.Dataset, gallery: Galler
         drawing.cuts(parts, band, entry["status"] == "ok"),
         f"{name}: in-plane and out-of-plane cut with the predictive band and residuals. Median deviation: {off}.",
         f"{name}: means over the valid bins. Below: deviation from the rebuilt image, grey: twice the counting noise; "
-        f"median {off}. Correlation peak, measured and rebuilt: {places} px.",
+        f"median {off}. Correlation peak in the brightest rows, measured and rebuilt: {places} px.",
     )
 
 
