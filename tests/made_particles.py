@@ -126,11 +126,12 @@ def write_frames(study: ParticlesStudy, folder: Path, rows: xr.Dataset) -> list[
         named = xr.DataArray(samples, dims=("sample", "parameter"), coords={"parameter": list(study.prior.names)})
         answer = answers(study, one, *MODELS["honest"], file)
         answer = answer.drop_vars([name for name in answer if str(name).endswith("_true")])  # nobody knows it here
+        best = one["parameters"].values if number else None
         frame = ParticleFrame(
             file, status, why, answer,
             {"features": {"value": 1.0, "threshold": 2.0}}, named,
-            _shown(study, samples, study.preprocess(one), study.config.instrument, status == "outside"),
-            status == "outside",
+            _shown(study, samples, study.preprocess(one), study.config.instrument, best),
+            bool(number),
         )  # fmt: skip
         assert frame.shown is not None
         groups[f"/{number}"] = xr.merge(

@@ -103,13 +103,17 @@ def _answer(
         raise BundleError(f"bundle of model {model.name}", must, f"none for {', '.join(missing)}", "train it again")
     status, why = verdict.judge(values, model.verdict)
     scores = {key: {"value": values[key], **model.verdict[key]} for key in values}
-    despite = bool(model.config.refine_steps) and not values["predictive"] <= model.verdict["predictive"]["threshold"]
-    if despite:
-        samples = misfit.resampled(study, samples, features, seed)
+    fails = not values["predictive"] <= model.verdict["predictive"]["threshold"]
+    best = None
+    if fails and model.config.refine_steps and settings.misfit_starts:
+        samples, best = misfit.resampled(study, samples, features, seed)
         why = f"{why}; answered with scales of rows, tails and interfaces free"
+        model = replace(model, refined_factors={})  # they are those of images that are reproduced
     answer = model.predict(features, settings.samples, seed, samples=samples)
-    shown = _shown(study, samples.values[0, : settings.predictive_draws], features, instrument, despite)
-    return ParticleFrame(name, status, why, answer, scores, samples.isel(observation=0), shown, despite)
+    shown = _shown(study, samples.values[0, : settings.predictive_draws], features, instrument, best)
+    return ParticleFrame(
+        name, status, why, answer, scores, samples.isel(observation=0), shown, despite=best is not None
+    )
 
 
 def _check_counts(name: str, features: xr.Dataset) -> None:
@@ -120,23 +124,24 @@ def _check_counts(name: str, features: xr.Dataset) -> None:
 
 
 def _shown(
-    study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument: InstrumentConfig, despite: bool
+    study: ParticlesStudy, theta: Array, features: xr.Dataset, instrument: InstrumentConfig, best: Array | None
 ) -> xr.Dataset:
     """What the report draws: recorded and rebuilt image, and cuts (mean counts of the valid bins) with bands.
 
-    The rebuilt image is the mean of those of posterior samples, each with what fits best of scale and even background, or
-    of all that `misfit` adds. Attributes: where the correlation peak is in both, in the brightest rows, in pixels of the
-    frame's own detector from its beam.
+    The bands are those of posterior samples `theta` (sample, parameter), each with the scale and the even background that
+    fit best, the rebuilt image is the mean of these. Where `best` (1, parameter) is what `misfit` found, the rebuilt image
+    is that of it, and all that `misfit` adds is in both. Attributes: where the correlation peak is in both images, in the
+    brightest rows, in pixels of the frame's own detector from its beam.
     """
     counts, valid = (features[name].values for name in (VIEW, f"mask_{VIEW}"))
-    expected = study.expected(theta)
-    if despite:
-        shapes = misfit.backgrounds(study)
-        images = np.stack([misfit.explain(each.astype(float), shapes, counts[0], valid[0]).image for each in expected])
-    else:
+    if best is None:
         recorded_often, valid_often = (np.repeat(each, len(theta), axis=0) for each in (counts, valid))
-        images = imagecheck.fitted(expected, recorded_often, valid_often).image
-    rebuilt = images.mean(axis=0)
+        images = imagecheck.fitted(study.expected(theta), recorded_often, valid_often).image
+        rebuilt = images.mean(axis=0)
+    else:
+        of, each = misfit.seen(study, counts[0], valid[0]), study.of_particles(np.concatenate([best, theta]))
+        images = np.stack([misfit.explain(one.astype(np.float64), of).image for one in each])
+        rebuilt, images = images[0], images[1:]
     coordinates = study.coordinates(VIEW)
     result = xr.Dataset(
         {

@@ -125,11 +125,20 @@ class ParticlesStudy(Study):
         chosen = engine or self.config.forward.engine
         if chosen not in ENGINES:
             raise ConfigError("engine", f"must be one of {list(ENGINES)}", repr(engine))
+        by_dwba = partial(self._by_dwba, rough=self.config.forward.roughness)
+        return self._binned(values, self._by_bornagain if chosen == "bornagain" else by_dwba)
+
+    def of_particles(self, theta: ArrayLike) -> Counts:
+        """As `expected` by engine dwba, without what rough interfaces scatter."""
+        values = self.prior.values(np.asarray(theta, dtype=np.float64))
+        return self._binned(values, partial(self._by_dwba, rough=False))
+
+    def _binned(self, values: Array, compute: Callable[[Array, Array, Array], NDArray[Any]]) -> Counts:
+        """Counts in bins (simulation, z, y), of those that `compute` makes of parameters, rows and columns of samples."""
         rows, columns, (z, y) = _samples(self.config.instrument)
         per_image = 8 * len(rows) * len(columns)
         step = max(1, self.config.forward.batch_bytes // (4 * per_image))
         result = np.empty((len(values), len(rows) // z, len(columns) // y), dtype=np.float32)
-        compute = self._by_bornagain if chosen == "bornagain" else self._by_dwba
         for start in range(0, len(values), step):
             images = compute(values[start : start + step], rows, columns)
             # sums of the samples of a bin, each of which stands for its part of it
@@ -161,8 +170,8 @@ class ParticlesStudy(Study):
             images.append(counts(told, sizes.arrangement(sample, one), sizes.stack(sample, one, energy), tilted))
         return np.concatenate(images)
 
-    def _by_dwba(self, theta: Array, rows: Array, columns: Array) -> NDArray[Any]:
-        sample, rough = self.config.sample, self.config.forward.roughness
+    def _by_dwba(self, theta: Array, rows: Array, columns: Array, rough: bool) -> NDArray[Any]:
+        sample = self.config.sample
         if sample.layer:
             from scatterflow.forward.dwba import particles
 
@@ -193,15 +202,17 @@ class ParticlesStudy(Study):
         some, tilts = replace(stack, layers=stack.layers[first]), None if errors is None else errors[first]
         return diffuse_counts(some, self.config.instrument, rows, columns, tilts, self.largest_tilt_deg, device)[which]
 
-    def interfaces(self, theta: ArrayLike) -> Array | None:
+    def interfaces(self, theta: ArrayLike) -> Counts | None:
         """Expected counts (simulation, z, y) of rough interfaces alone; None where the study computes none beside tables."""
         if self.config.sample.layer or not self.config.forward.roughness:
             return None
-        values, errors = self._described(theta)
-        stack = sizes.stack(self.config.sample, values, self.energy_kev)
-        rows, columns, (z, y) = _samples(self.config.instrument)
-        images = self._diffuse(stack, errors, rows, columns, "cpu").astype(np.float64)
-        return np.asarray(images.reshape(len(images), len(rows) // z, z, -1, y).sum((2, 4)))
+
+        def compute(values: Array, rows: Array, columns: Array) -> NDArray[np.float32]:
+            described, errors = self._described(values)
+            stack = sizes.stack(self.config.sample, described, self.energy_kev)
+            return self._diffuse(stack, errors, rows, columns, "cpu")
+
+        return self._binned(self.prior.values(np.asarray(theta, dtype=np.float64)), compute)
 
     @property
     def table(self) -> Tables:

@@ -72,6 +72,7 @@ def test_other_options_run_what_depends_on_them(answered: Checkout, tmp_path: Pa
     assert jobs("hidden: 32", "hidden: 24") == {"train_model", *after}
     assert jobs("fitted: 10", "fitted: 12") == {"run_baselines", "evaluate_study", "write_report"}
     assert jobs("predictive_draws: 4", "predictive_draws: 5") == {"train_model", *after}
+    assert jobs("misfit_starts: 2", "misfit_starts: 1") == {"train_model", *after}
     changed = jobs("    forward:", "    artefacts: {hot_pixels: {number: [0, 0]}}\n    forward:")
     assert {"preprocess_study", "train_model", "run_baselines"} <= changed
     assert "simulate_study" not in changed
@@ -105,6 +106,7 @@ def test_measured_frames_get_a_line_and_a_file_each(answered: Checkout, tmp_path
         assert "disorder" in line
         assert "mean_radius_nm" in line
         assert ": outside, " in line or ": ok, " in line
+        assert ("its own posterior" in line) == ("answered with scales of rows" in line)
     written = sorted((tmp_path / "found").glob("*.nc"))
     assert len(written) == 3
     with xr.open_dataset(written[0], engine="h5netcdf") as found:

@@ -87,8 +87,7 @@ class DualBranchConfig(Section):
         ge=0,
         le=50,
         help="Gauss-Newton steps on the image itself, with the exact forward model, after the networks: several times as "
-        "precise, and tens of ms slower per image; measured frames that the model cannot reproduce are then answered with "
-        "scales of rows, tails of the beams and scattering of interfaces free, in seconds",
+        "precise, and tens of ms slower per image",
     )
     cross_entropy_weight: float = option(1.0, ge=0, help="weight of p(R)'s cross-entropy in the loss")
     wasserstein_weight: float = option(

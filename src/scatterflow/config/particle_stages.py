@@ -67,6 +67,13 @@ class ParticleInferenceConfig(Section):
     false_alarm_rate: float = option(
         0.01, gt=0, lt=0.5, help="share of in-range simulations that the verdict calls 'outside', per score"
     )
+    misfit_starts: int = option(
+        8,
+        ge=0,
+        le=100,
+        help="measured frames that fail the check of a model with refine_steps are answered from what the model does "
+        "explain by a search from so many points: a second of one core each for 64 x 160 bins; 0: answered as others are",
+    )
     frames: tuple[FramesConfig, ...] = option((), help="real frames to infer in this run")
 
 

@@ -62,8 +62,9 @@ def sections(
             lead += (
                 " Where the predictive check fails, the answer comes from what the model does explain: each row has a scale "
                 "of its own, tails of the direct and of the specular beam and scattering of rough interfaces are added, and "
-                f"every bin may be off by {misfit.SHARE:.0%} of the brightest ones. All of this is in the rebuilt image. "
-                "Errors are then those of a wrong model: how firmly the frame holds the answer, not whether it is true."
+                f"every bin may be off by {misfit.SHARE:.0%} of the brightest ones. The rebuilt image is that of the best "
+                "answer, with all of this. Errors are then those of a wrong model: how firmly the frame holds the answer, "
+                "not whether it is true."
             )
         found.append(Section("frames-rebuilt", "Real frames beside what is rebuilt from the answers", lead, pictures))
     return found
