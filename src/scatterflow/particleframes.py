@@ -157,7 +157,10 @@ def _shown(
         result[f"{name}_recorded"] = (other, (counts[0] * valid[0]).sum(axis - 1) / number)
         result[f"{name}_valid"] = (other, valid[0].any(axis - 1))
         cuts = (images * valid).sum(axis) / number
-        bands = np.quantile(cuts, _SHOWN, axis=0)
+        low, middle, high = np.quantile(cuts, _SHOWN, axis=0)
+        if best is not None:  # samples of a wrong model lie about it on one side
+            middle = (rebuilt * valid[0]).sum(axis - 1) / number
+        bands = np.stack([np.minimum(low, middle), middle, np.maximum(high, middle)])
         result[f"{name}_rebuilt"] = (("quantile", other), bands)
     result = result.assign_coords(quantile=list(_SHOWN))
     rows = None if study.config.sample.layer else brightest_rows(study, counts[0], valid[0])
