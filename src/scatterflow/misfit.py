@@ -37,7 +37,7 @@ _ROUNDS = 4  # of weights
 _AROUND = 2.0  # bins that the noise of a bin is averaged over
 _TINY = float(np.finfo(float).tiny)
 _TRIED = 16  # points of the prior for each of which one is followed
-_ROWS = 32  # of them whose images are made at once
+_AT_ONCE = 32  # of them whose images are made at once
 _STEPS = 60
 _REACH = 0.2  # of the unit cube that one step goes at most
 _ENDED = 1e-5  # relative gain of a step after which there is no other
@@ -138,8 +138,8 @@ def refine(study: ParticlesStudy, answer: Array, counts: NDArray[np.floating], v
     with one_thread():
         misfits = [
             explain(image.astype(np.float64), of).misfit
-            for first in range(0, len(points), _ROWS)
-            for image in study.of_particles(points[first : first + _ROWS])
+            for first in range(0, len(points), _AT_ONCE)
+            for image in study.of_particles(points[first : first + _AT_ONCE])
         ]
         starts = study.prior.to_cube(points[np.argsort(misfits, kind="stable")[:number]])
         found = [_followed(study, start, of) for start in starts]

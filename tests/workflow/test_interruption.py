@@ -52,7 +52,9 @@ def test_killed_training_continues_and_ends_with_the_same_weights(checkout: Chec
 
 def test_a_failed_stage_runs_again(checkout: Checkout) -> None:
     """No product of older code or options passes as current after the stage that should replace it failed."""
-    checkout.edit("src/scatterflow/stages/report.py", "pages: list[StudyPage] = []", "raise RuntimeError('broken')")
+    checkout.edit(
+        "src/scatterflow/stages/report.py", "pages: dict[int, StudyPage] = {}", "raise RuntimeError('broken')"
+    )
     for _ in range(2):
         done = checkout.snakemake()
         assert done.returncode != 0

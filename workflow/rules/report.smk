@@ -39,7 +39,7 @@ rule write_report:
         f"{RESULTS}/benchmarks/write_report.tsv"
     conda:
         "../../envs/environment.cpu.yaml"
-    threads: 1
+    threads: 4  # studies drawn at once
     resources:
         mem_mb=4000,
         runtime=60,

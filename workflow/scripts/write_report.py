@@ -13,4 +13,5 @@ if __name__ == "__main__":  # worker processes import this file again, and need 
     from scatterflow.stages import report
 
     with logged(snakemake):
-        report.run(load_run(snakemake.config["file"]), Path(snakemake.output.page).parent)
+        page = Path(snakemake.output.page)
+        report.run(load_run(snakemake.config["file"]), page.parent, workers=snakemake.threads)

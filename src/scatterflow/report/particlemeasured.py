@@ -81,7 +81,11 @@ def sentence(summaries: Sequence[Found]) -> str:
     words = f"{len(good)} of {len(answered)} real frames lie in the range of the simulations"
     words += f" ({joined(good[:_SHOWN])})" if good else ""
     outside = len(answered) - len(good)
-    some = f"{outside} {'lies' if outside == 1 else 'lie'} outside: numbers inferred there mean nothing"
+    some = f"{outside} {'lies' if outside == 1 else 'lie'} outside: "
+    if all(entry.get("despite_misfit") for _, entry in answered if entry["status"] != "ok"):
+        some += "answered as far as the model explains them, and no interval there counts what it lacks"
+    else:
+        some += "numbers inferred there mean nothing"
     end = some if outside else "none lies outside"
     return f"{words}; {end}."
 

@@ -197,7 +197,7 @@ def ablation(found: Found, pair: Sequence[str], labels: Mapping[str, str]) -> Ta
 
 
 def frames(summaries: Sequence[Found], called: Sequence[str]) -> list[Table]:
-    """Answers on the real frames, with short names, in parentheses where they mean nothing; then why."""
+    """Answers on the real frames, with short names, in parentheses where they are not to be trusted; then why."""
     names = [name for name in QUANTITIES if any(name in (entry.get("estimates") or {}) for entry in summaries)]
     scores = list(dict.fromkeys(name for entry in summaries for name in entry.get("scores") or {}))
     rows, reasons = [], []
@@ -210,7 +210,7 @@ def frames(summaries: Sequence[Found], called: Sequence[str]) -> list[Table]:
         reasons.append([short, *limits, str(entry["file"]), str(entry["why"])])
     heads = ["frame", "verdict", *(quantity(name) for name in names), "peak / px"]
     notes = [
-        "Medians with the ends of their intervals; in parentheses: answers on frames that are outside, which mean nothing. "
+        "Medians with the ends of their intervals; in parentheses: answers on frames that are outside, not to be trusted. "
         "Peak: of correlation, in the in-plane cut, recorded / rebuilt, in pixels of the frame's own detector from the beam."
     ]
     why = ["frame", *(f"{name} score (limit)" for name in scores), "file", "why"]
