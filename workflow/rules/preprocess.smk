@@ -20,7 +20,7 @@ rule preprocess_study:
         "../../envs/environment.cpu.yaml"
     container:
         image_of("preprocess_study")
-    threads: workflow.cores
+    threads: max(1, (workflow.cores or 1) // len(RUN.studies))  # studies side by side: each has parts that use one core
     resources:
         mem_mb=4000,
         runtime=240,

@@ -1,5 +1,5 @@
 # One job per model; several run side by side. A GPU and more cores come from the profile. Trainings take longest: they
-# begin before what may run beside them (`priority`), and what they wait for before that, for every study: it uses all
+# begin before what may run beside them (`priority`), and what they wait for before that, for every study: it uses many
 # cores, and would wait for the trainings of others. The scheduler adds the priorities of the jobs that fit together.
 rule train:
     input:
