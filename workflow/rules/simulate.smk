@@ -12,7 +12,7 @@ rule simulate_study:
         f"{RESULTS}/{{study}}/logs/simulate_study.log",
     benchmark:
         f"{RESULTS}/{{study}}/benchmarks/simulate_study.tsv"
-    priority: 2000
+    priority: 1000 * (1 + (workflow.cores or 1))  # above any other jobs together: what needs all cores would wait for them
     localrule: fans_out("simulate_study")
     conda:
         "../../envs/environment.cpu.yaml"
