@@ -152,7 +152,7 @@ def _values(entry: Found, names: Sequence[str]) -> str:
 def _image(number: int, name: str, entry: Found, one: xr.Dataset, interval: float, gallery: Gallery) -> Picture:
     """Image, rebuilt image and p(R) of a frame."""
     trusted, words = entry["status"] == "ok", _values(entry, QUANTITIES)
-    text = f"in range; {words}" if trusted else f"{entry['status']}: its answer means nothing ({words})"
+    text = f"in range; {words}" if trusted else f"{entry['status']}: its answer is not to be trusted ({words})"
     return image_picture(f"frame-{number}", name, one, interval, trusted, text, gallery)
 
 

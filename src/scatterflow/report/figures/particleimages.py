@@ -18,7 +18,7 @@ from scatterflow.report.figures.particles import quantity
 from scatterflow.report.style import BLUE, CYCLE, GRID, INK, MARKERS, MUTED, VERMILLION, WIDTH, blank, dots, styled
 
 Array = NDArray[np.float64]
-OUTSIDE = "outside: means nothing"
+OUTSIDE = "outside: not to be trusted"
 _TOP = 0.99  # of the bins are darker than the last colour: the beam itself must not set the scale
 _DEEP = 1e-4  # of that: darker ones have the first colour
 _PERCENT = (10.0, 100.0)  # least and largest limits of residuals; few leave the frame
@@ -101,7 +101,7 @@ def image_fit(
 
 
 def size_distribution(axes: Axes, sizes: Sizes, level: float, trusted: bool) -> None:
-    """p(R) with its band; dashed: the truth. Grey, with words, where it means nothing."""
+    """p(R) with its band; dashed: the truth. Grey, with words, where it is not to be trusted."""
     color = BLUE if trusted else MUTED
     if sizes.low is not None and sizes.high is not None:
         axes.fill_between(
