@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 from scatterflow import instrument as geometry
 from scatterflow.forward.parallel import one_thread
 from scatterflow.particles import VIEW, ParticlesStudy
-from scatterflow.refine import BORDER, PRIOR, STEP, Refined, draw, noise, step
+from scatterflow.refine import BORDER, PRIOR, STEP, Refined, draw, noise
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -175,8 +175,7 @@ def _followed(study: ParticlesStudy, start: Array, of: Seen) -> Refined:
     here = _at(study, np.clip(start, BORDER, 1 - BORDER), of)
     damping = 1e-2
     for _ in range(_STEPS):
-        onwards = step(here.cube[None], here.gradient[None], here.information[None], np.array([damping]), _REACH)[0]
-        there = np.clip(here.cube + onwards, BORDER, 1 - BORDER)
+        there = np.clip(here.cube + _step(here, damping), BORDER, 1 - BORDER)
         image = study.of_particles(study.prior.from_cube(there[None]))[0].astype(np.float64)
         gain = here.explained.misfit - explain(image, of).misfit
         if gain > 0:
@@ -190,6 +189,16 @@ def _followed(study: ParticlesStudy, start: Array, of: Seen) -> Refined:
     covariance = bread @ filling @ bread
     aim = here.cube + bread @ here.gradient
     return Refined(here.cube[None], covariance[None], np.array([here.explained.misfit]), aim[None])
+
+
+def _step(here: _Point, damping: float) -> Array:
+    """Where to go from there (parameter,), but not beyond the borders of the cube."""
+    outwards = ((here.cube <= BORDER) & (here.gradient < 0)) | ((here.cube >= 1 - BORDER) & (here.gradient > 0))
+    free = ~outwards
+    step = np.zeros_like(here.cube)
+    inner = here.information[np.ix_(free, free)]
+    step[free] = np.linalg.solve(inner + damping * np.diag(np.diag(inner)), here.gradient[free])
+    return np.asarray(step * min(1.0, _REACH / max(float(np.abs(step).max(initial=0)), 1e-12)))
 
 
 def _at(study: ParticlesStudy, cube: Array, of: Seen) -> _Point:

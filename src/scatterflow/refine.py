@@ -1,12 +1,11 @@
 """A model's posterior, refined by the image itself: scoring steps on all valid bins with the exact forward model.
 
-A network answers from what it has learnt; a few Marquardt steps from its answer use every count. Scale and even
+A network answers from what it has learnt; a few Gauss-Newton steps from its answer use every count. Scale and even
 background are solved for at each step (variable projection). Bins far off weigh little (Cauchy's weights): streaks, tails
 and undetected hot pixels are not in the forward model. In the prior's unit cube, whose uniform distribution adds its own
 information; the covariance is that of the last step. What artefacts do to it is calibrated on validation rows.
 
-Sources: Golub & Pereyra, doi:10.1137/0710036; Holland & Welsch, doi:10.1080/03610927708827533 (weights); Marquardt,
-doi:10.1137/0111030 (steps).
+Sources: Golub & Pereyra, doi:10.1137/0710036; Holland & Welsch, doi:10.1080/03610927708827533 (weights).
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ from scatterflow.particles import ParticlesStudy
 Array = NDArray[np.float64]
 STEP = 1e-3  # of finite differences in the unit cube: images are float32
 PRIOR = 12.0  # one over the variance of a uniform distribution
-_REACH = 0.3  # of the unit cube that one step goes at most
-_DAMPING, _EASED, _DAMPED = 0.1, 0.2, 4.0  # of the first step; times this after a good step, and after a bad one
+_REACH = 0.15  # of the unit cube that one step goes at most
 _CAUCHY = 2.385  # residuals at which a bin's weight is a half: 95 % efficient where noise is normal
 BORDER = 2 * STEP
 _ROWS = 16  # images at once
@@ -60,31 +58,25 @@ def refine(
 def _refine(
     study: ParticlesStudy, start: Array, counts: NDArray[np.floating], valid: NDArray[np.bool_], steps: int
 ) -> Refined:
+    size = start.shape[1]
     here = np.clip(study.prior.to_cube(start), BORDER, 1 - BORDER)
-    best = _linearised(study, here, counts, valid)
-    damping = np.full(len(here), _DAMPING)
-    for _ in range(steps):
-        there = np.clip(here + step(here, best[0], best[1], damping, _REACH), BORDER, 1 - BORDER)
-        found = _linearised(study, there, counts, valid)
-        better = found[2] < best[2]
-        for old, new in zip((here, *best), (there, *found), strict=True):
-            old[better] = new[better]
-        damping *= np.where(better, _EASED, _DAMPED)
-    gradient, information, chi2 = best
-    covariance = np.asarray(np.linalg.inv(information), dtype=np.float64)
-    return Refined(here, covariance, chi2, here + np.einsum("npq,nq->np", covariance, gradient))
-
-
-def step(cube: Array, gradient: Array, information: Array, damping: Array, reach: float) -> Array:
-    """Marquardt's step (image, parameter) from `cube`, damped by `damping` (image,), `reach` long at most in each
-    parameter, and never outwards at the borders of the cube.
-    """
-    outwards = ((cube <= BORDER) & (gradient < 0)) | ((cube >= 1 - BORDER) & (gradient > 0))
-    free = (~outwards).astype(float)
-    inner, every = information * free[:, :, None] * free[:, None, :], np.arange(cube.shape[1])
-    inner[:, every, every] = information[:, every, every] * (1 + damping[:, None])
-    onwards = np.linalg.solve(inner, (gradient * free)[..., None])[..., 0]
-    return np.asarray(onwards * np.minimum(1, reach / np.maximum(np.abs(onwards).max(1, keepdims=True), 1e-12)))
+    best = Refined(here, np.zeros((len(here), size, size)), np.full(len(here), np.inf), here)
+    for _ in range(steps + 1):
+        gradient, information, chi2 = _linearised(study, here, counts, valid)
+        covariance = np.linalg.inv(information)
+        onwards = np.einsum("npq,nq->np", covariance, gradient)
+        better = (chi2 < best.chi2)[:, None]
+        best = Refined(
+            np.where(better, here, best.cube),
+            np.where(better[..., None], covariance, best.covariance),
+            np.where(better[:, 0], chi2, best.chi2),
+            np.where(better, here + onwards, best.aim),
+        )
+        # from where it was best, half as far where the last step made it worse
+        step = np.where(better, onwards, 0.5 * (here - best.cube))
+        step *= np.minimum(1, _REACH / np.maximum(np.abs(step).max(axis=1, keepdims=True), 1e-12))
+        here = np.clip(np.where(better, here, best.cube) + step, BORDER, 1 - BORDER)
+    return best
 
 
 def _linearised(

@@ -86,7 +86,7 @@ class DualBranchConfig(Section):
         0,
         ge=0,
         le=50,
-        help="Marquardt steps on the image itself, with the exact forward model, after the networks: several times as "
+        help="Gauss-Newton steps on the image itself, with the exact forward model, after the networks: several times as "
         "precise, and tens of ms slower per image",
     )
     cross_entropy_weight: float = option(1.0, ge=0, help="weight of p(R)'s cross-entropy in the loss")
