@@ -192,6 +192,20 @@ def test_ablation_compares_models_on_the_same_images(found: Found, shown: StudyP
     assert particlesections.ablated(found, ["honest", "bare"]) == []
 
 
+@pytest.mark.parametrize(("despite", "words"), [(True, "as far as the model explains them"), (False, "mean nothing")])
+def test_the_verdict_tells_how_frames_outside_are_answered(despite: bool, words: str) -> None:
+    entry = {
+        "file": "a_00001.cbf",
+        "set": "gold",
+        "status": "outside",
+        "despite_misfit": despite,
+        "estimates": {"x": 1},
+    }
+    told = particlemeasured.sentence([entry, entry | {"file": "a_00002.cbf"}])
+    assert told.startswith("0 of 2 real frames lie in the range of the simulations; 2 lie outside: ")
+    assert words in told
+
+
 def test_numbers_of_frames_that_are_outside_do_not_look_trustworthy(shown: StudyPage, figures: Path) -> None:
     answers, why = section(shown, "frames").tables
     good, bad, missing = answers.rows
