@@ -39,7 +39,7 @@ class Cost(NamedTuple):
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     if reason := lacking(accounting=True):
-        pytest.skip(reason)  # which names the packages: the other benchmarks need none of them
+        pytest.skip(reason)  # names the Slurm packages that this machine lacks: only this benchmark needs them
     new = Cluster(tmp_path_factory.mktemp("slurm"), accounting=True)
     try:
         new.start()

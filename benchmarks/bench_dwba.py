@@ -153,7 +153,7 @@ def test_throughput_against_layers_and_pixels() -> None:
             print(f"{free:3d} {shape[0] * shape[1]:8d}: {1e3 * ours:8.2f} {1e3 * peer:8.0f} {peer / ours:6.0f}")
 
 
-@pytest.mark.skipif(not GPU, reason="no GPU on this machine")  # the CPU is measured by the others
+@pytest.mark.skipif(not GPU, reason="no GPU on this machine")  # the tests above measure the CPU
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("geometry", ["bornagain", "flat"])
 def test_whole_frames_on_a_gpu(geometry: str, compiled: bool) -> None:

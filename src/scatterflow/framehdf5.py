@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin  # noqa: F401  (importing it registers the compression filters of detectors with h5py)
+import hdf5plugin  # importing it registers the compression filters of detectors with h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +18,7 @@ from scatterflow.framefiles import LARGEST_PX, Header, Stack, damaged, text, wro
 from scatterflow.hdf5 import WAIT_S, open_readable
 
 LISTED = 10  # candidates named in an error
-BITSHUFFLE = 32008  # its number in the HDF Group's register of filters
+BITSHUFFLE = hdf5plugin.Bitshuffle.filter_id  # its number in the HDF Group's register of filters
 
 
 def open_hdf5(file: Path, dataset: str, wait_s: float = WAIT_S) -> Stack:

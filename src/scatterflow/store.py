@@ -95,7 +95,7 @@ def _write_template(
     encoding: dict[str, dict[str, Any]] = {str(name): dict(plain) for name in template.coords}
     for name, variable in _variables(example, theta).items():
         shape, fill = variable.shape[1:], np.nan if variable.dtype.kind == "f" else MISSING
-        blank = da.full(  # type: ignore[no-untyped-call]  # dask has no types
+        blank = da.full(
             (rows, *shape), fill, dtype=variable.dtype, chunks=-1
         )  # never computed: one chunk, however many shards
         template[name] = (variable.dims, blank, variable.attrs)
@@ -374,8 +374,6 @@ def lazy(where: Layout) -> xr.Dataset:
     for name, (row, dtype) in where.arrays.items():
         blank = np.empty((0,) * (1 + len(row)), dtype)
         chunks = (where.shard_size, *row)
-        array = da.from_array(  # type: ignore[no-untyped-call]  # dask has no types
-            _Rows(where, name), chunks=chunks, name=False, asarray=False, meta=blank
-        )
+        array = da.from_array(_Rows(where, name), chunks=chunks, name=False, asarray=False, meta=blank)
         result[name] = (dataset[name].dims, array, dataset[name].attrs)
     return result

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -176,7 +176,7 @@ class _Loop(LightningModule):
         torch.manual_seed(seeds.integer(self.seed, f"{name} of process {self.global_rank}"))
 
     def _step(self, part: str, batch: tuple[Tensor, ...]) -> Tensor:
-        losses = self.module.loss(*batch)  # type: ignore[operator] # see Task: nn.Module declares no methods of its own
+        losses = cast(Task, self.module).loss(*batch)
         self.keeper.add(part, losses)
         mean: Tensor = losses.mean()
         return mean

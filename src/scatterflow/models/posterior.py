@@ -187,7 +187,7 @@ def sobol(n: int, dimensions: int) -> torch.Tensor:
     """`n` scrambled Sobol points of a standard normal, float32 (n, dimensions); (1, 0) without dimensions."""
     if not dimensions:
         return torch.empty(1, 0)
-    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0)  # type: ignore[no-untyped-call]  # torch annotates no constructor here
+    engine = torch.quasirandom.SobolEngine(dimensions, scramble=True, seed=0)
     uniform: torch.Tensor = engine.draw(n, dtype=torch.float64)
     normal: torch.Tensor = torch.special.ndtri(uniform.clamp(_SMALLEST_UNIFORM, 1 - _SMALLEST_UNIFORM))
     return normal.float()

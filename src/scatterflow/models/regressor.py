@@ -52,7 +52,10 @@ def build(config: RegressorConfig, beam: NanobeamConfig, film: FilmConfig, box: 
 
 def _channels_last(network: Network) -> Network:
     """The same, its convolutions laid out as a CPU is fastest with."""
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return] # missing in torch 2.13's stub
+    for weight in network.parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -35,7 +36,7 @@ _DARK = {
     PAPER: "#1b1f24", INK: "#e6e8eb", MUTED: "#9aa4ae", GRID: "#3a424a", SHADE: "#2d343b",
     BLUE: "#58a9e6", VERMILLION: "#f2854a", GREEN: "#33c79c", PURPLE: "#de97bb", ORANGE: "#f0b53c",
 }  # fmt: skip
-_RC = {
+_RC: dict[Any, Any] = {  # matplotlib's types want a dict of literals
     "svg.hashsalt": "scatterflow",  # the same drawing gives the same file
     "svg.fonttype": "none",
     "font.size": 9.0,
@@ -71,7 +72,7 @@ _RC = {
 }
 
 # decorates every function that draws or saves
-styled = matplotlib.rc_context(_RC)  # type: ignore[arg-type]  # wants a dict of literals
+styled = matplotlib.rc_context(_RC)
 
 WIDTH, HEIGHT = 4.4, 3.1  # inches; at this width the text stays readable when a phone scales the figure down
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin  # noqa: F401  (importing it registers the compression filters of detectors with h5py)
 import numpy as np
 from numpy.typing import NDArray
 

@@ -46,7 +46,7 @@ def _slopes(engine: Engine, theta: Tensor, name: str) -> tuple[Array, Array]:
         direction[:, number] = 1.0
         with forward_ad.dual_level(), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, when it loads its rules
-            moved = engine(forward_ad.make_dual(theta, direction))[name]  # type: ignore[no-untyped-call]  # torch leaves it unannotated
-            value, slope = forward_ad.unpack_dual(moved)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+            moved = engine(forward_ad.make_dual(theta, direction))[name]
+            value, slope = forward_ad.unpack_dual(moved)
         passes.append(np.zeros(value.shape) if slope is None else slope.double().numpy())
     return value.double().numpy(), np.stack(passes, axis=1)
